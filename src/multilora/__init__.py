@@ -1,0 +1,71 @@
+"""One language model, many tasks: MultiLoRA (arXiv 2311.11501) from mixture to evaluation, analysis and export.
+
+Names are imported on first use, so `import multilora` loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from multilora.analysis.run import analyze
+    from multilora.data.plan import Plan
+    from multilora.evaluation.run import Evaluation, evaluate
+    from multilora.export.lora import export_lora
+    from multilora.export.merge import export_merged
+    from multilora.peft_method import MultiLoraConfig, MultiLoraLayer, MultiLoraModel
+    from multilora.recipe import Recipe
+    from multilora.rundir import Run
+    from multilora.training.run import plan, train
+    from multilora.training.trainer import MultiTaskTrainer
+
+_HOMES = {
+    "Evaluation": "multilora.evaluation.run",
+    "MultiLoraConfig": "multilora.peft_method",
+    "MultiLoraLayer": "multilora.peft_method",
+    "MultiLoraModel": "multilora.peft_method",
+    "MultiTaskTrainer": "multilora.training.trainer",
+    "Plan": "multilora.data.plan",
+    "Recipe": "multilora.recipe",
+    "Run": "multilora.rundir",
+    "analyze": "multilora.analysis.run",
+    "evaluate": "multilora.evaluation.run",
+    "export_lora": "multilora.export.lora",
+    "export_merged": "multilora.export.merge",
+    "plan": "multilora.training.run",
+    "train": "multilora.training.run",
+}
+
+__all__ = [
+    "Evaluation",
+    "MultiLoraConfig",
+    "MultiLoraLayer",
+    "MultiLoraModel",
+    "MultiTaskTrainer",
+    "Plan",
+    "Recipe",
+    "Run",
+    "__version__",
+    "analyze",
+    "evaluate",
+    "export_lora",
+    "export_merged",
+    "plan",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'multilora' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,91 @@
+"""The options of a MultiLoRA adapter, with LoRA's names where they mean the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft import PeftConfig
+
+from multilora.errors import AdapterError
+from multilora.peft_method._register import add_peft_type
+
+
+@dataclass
+class MultiLoraConfig(PeftConfig):
+    """Options of MultiLoRA (arXiv 2311.11501). The total rank of an adapted matrix is `num_branches * r`.
+
+    Args:
+        r: rank of each branch.
+        num_branches: n, the number of parallel branches on each adapted matrix.
+        scaling: shape of a branch's learned scale: `"vector"`, one number per output feature, or `"scalar"`.
+        lora_alpha: the constant alpha in alpha / r; None means `r`, that is a factor of 1.
+        use_rslora: alpha / sqrt(r) in place of alpha / r.
+        lora_dropout: probability of zeroing an input feature of the branches while training; shared by all branches.
+        init_weights: True: scales start at zero, so the model starts exactly at the base. False: scales are drawn
+            from U(-1, 1), so that an untrained adapter changes the output (for tests).
+        target_modules: names or a regular expression of the matrices to adapt, or `"all-linear"`.
+        exclude_modules: names or a regular expression of matrices to leave alone.
+        layers_to_transform: indices of the layers to adapt; all when None.
+        layers_pattern: name of the list of layers that `layers_to_transform` counts.
+        rank_pattern: module name or regular expression -> r, where it differs from `r`.
+        alpha_pattern: module name or regular expression -> alpha, where it differs from `lora_alpha`.
+        bias: `"none"`, `"all"` or `"multilora_only"`: which biases of the base are trained too.
+        modules_to_save: other modules to train whole and save with the adapter.
+
+    Raises:
+        AdapterError: options out of range or in conflict; all of them are named together.
+    """
+
+    r: int = field(default=8, metadata={"help": "rank of each branch"})
+    num_branches: int = field(default=3, metadata={"help": "number of parallel branches"})
+    scaling: Literal["vector", "scalar"] = field(default="vector", metadata={"help": "shape of the learned scale"})
+    lora_alpha: float | None = field(default=None, metadata={"help": "constant alpha of alpha / r; None means r"})
+    use_rslora: bool = field(default=False, metadata={"help": "alpha / sqrt(r) instead of alpha / r"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the branches' input"})
+    init_weights: bool = field(default=True, metadata={"help": "start exactly at the base"})
+    target_modules: list[str] | str | None = field(default=None, metadata={"help": "matrices to adapt"})
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "matrices to leave alone"})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layer indices to adapt"})
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of layers"})
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "module -> r"})
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "module -> alpha"})
+    bias: Literal["none", "all", "multilora_only"] = field(default="none", metadata={"help": "biases to train"})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules to train whole"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = add_peft_type()
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            # A set, as PEFT's other configs keep it: `PeftConfig.save_pretrained` writes it back as a sorted list.
+            setattr(self, name, set(value) if isinstance(value, list) else value)
+        problems = list(self._problems())
+        if problems:
+            raise AdapterError("MultiLoraConfig: " + "; ".join(problems))
+
+    def _problems(self) -> Any:
+        for name in ("r", "num_branches"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                yield f"{name} is {value!r}, expected a whole number of at least 1"
+        if self.scaling not in ("vector", "scalar"):
+            yield f"scaling is {self.scaling!r}, expected 'vector' or 'scalar'"
+        if not 0 <= self.lora_dropout < 1:
+            yield f"lora_dropout is {self.lora_dropout!r}, expected a probability in [0, 1)"
+        if self.bias not in ("none", "all", "multilora_only"):
+            yield f"bias is {self.bias!r}, expected 'none', 'all' or 'multilora_only'"
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            yield "layers_to_transform only works with target_modules given as a list, not as a pattern"
+        if self.layers_pattern and self.layers_to_transform is None:
+            yield "layers_pattern needs layers_to_transform"
+        for name, rank in self.rank_pattern.items():
+            if rank < 1:
+                yield f"rank_pattern[{name!r}] is {rank!r}, expected at least 1"
+
+    def alpha_for(self, r: int, alpha: float | None = None) -> float:
+        """The constant alpha of a module of rank `r`: its own `alpha`, else `lora_alpha`, else `r` itself."""
+        for value in (alpha, self.lora_alpha):
+            if value is not None:
+                return float(value)
+        return float(r)

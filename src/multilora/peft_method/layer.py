@@ -1,0 +1,174 @@
+"""A linear map with MultiLoRA branches beside it. The formula itself is in `multilora.functional`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from multilora import functional
+from multilora.errors import AdapterError
+from multilora.peft_method.config import MultiLoraConfig
+
+
+class MultiLoraLayer(BaseTunerLayer):
+    """The parameters of every adapter on one matrix, and the weight update they stand for.
+
+    multilora_A [n*r, d_in], multilora_B [d_out, n*r], multilora_scale [d_out, n] or [n]; see `multilora.functional`.
+    """
+
+    adapter_layer_names = ("multilora_A", "multilora_B", "multilora_scale")
+    other_param_names = ("r", "num_branches", "scaling_constant", "multilora_dropout")
+
+    def __init__(self, base_layer: nn.Module, **_: Any) -> None:
+        self.base_layer = base_layer
+        self.r: dict[str, int] = {}
+        self.num_branches: dict[str, int] = {}
+        self.scaling_constant: dict[str, float] = {}
+        self.multilora_dropout = nn.ModuleDict({})
+        self.multilora_A = nn.ParameterDict({})
+        self.multilora_B = nn.ParameterDict({})
+        self.multilora_scale = nn.ParameterDict({})
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+        inner = self.get_base_layer()
+        if isinstance(inner, Conv1D):
+            self.in_features, self.out_features = inner.weight.shape
+        else:
+            self.in_features, self.out_features = inner.in_features, inner.out_features
+
+    def update_layer(self, adapter_name: str, *, config: MultiLoraConfig, r: int, alpha: float | None) -> None:
+        """Add the branches of a new adapter; `r` and `alpha` are this module's own (after the patterns)."""
+        n = config.num_branches
+        self.r[adapter_name] = r
+        self.num_branches[adapter_name] = n
+        self.scaling_constant[adapter_name] = functional.scaling_constant(
+            config.alpha_for(r, alpha), r, rank_stabilized=config.use_rslora
+        )
+        dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
+        self.multilora_dropout[adapter_name] = dropout
+        self.multilora_A[adapter_name] = nn.Parameter(torch.empty(n * r, self.in_features))
+        self.multilora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, n * r))
+        scale_shape = (self.out_features, n) if config.scaling == "vector" else (n,)
+        self.multilora_scale[adapter_name] = nn.Parameter(torch.empty(scale_shape))
+        self.reset_parameters(adapter_name, init_weights=config.init_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def reset_parameters(self, adapter_name: str, *, init_weights: bool = True) -> None:
+        """Draw the adapter's parameters anew; see `MultiLoraConfig.init_weights`."""
+        A, B, scale = (getattr(self, name)[adapter_name] for name in self.adapter_layer_names)
+        functional.init_branches_(A, B, scale, self.num_branches[adapter_name])
+        if not init_weights:
+            nn.init.uniform_(scale, -1.0, 1.0)
+
+    def effective_factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """(A [n*r, d_in], B_eff [d_out, n*r]): the adapter as the factors of a LoRA of rank n*r and factor 1."""
+        up = functional.effective_up_projection(
+            self.multilora_B[adapter_name],
+            self.multilora_scale[adapter_name],
+            self.scaling_constant[adapter_name],
+        )
+        return self.multilora_A[adapter_name], up
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Delta W in the layout of the base weight: [d_out, d_in], transposed for `Conv1D`.
+
+        Raises:
+            AdapterError: there is no adapter of that name here.
+        """
+        if adapter not in self.multilora_A:
+            raise AdapterError(f"no adapter {adapter!r} on this layer; it has {sorted(self.multilora_A)}")
+        delta = functional.delta_weight(
+            self.multilora_A[adapter],
+            self.multilora_B[adapter],
+            self.multilora_scale[adapter],
+            self.scaling_constant[adapter],
+        )
+        return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
+
+
+class MultiLoraLinear(nn.Module, MultiLoraLayer):
+    """A MultiLoRA-adapted `nn.Linear` or transformers `Conv1D`."""
+
+    if TYPE_CHECKING:  # inherited from PEFT, whose types are not read
+        active_adapters: list[str]
+        get_base_weight: Callable[[], Tensor]
+        set_base_weight: Callable[[Tensor], None]
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        *,
+        config: MultiLoraConfig,
+        r: int,
+        alpha: float | None,
+    ) -> None:
+        super().__init__()
+        MultiLoraLayer.__init__(self, base_layer)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config=config, r=r, alpha=alpha)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x [..., d_in] -> [..., d_out], the base plus every active adapter's update."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        for name in self.active_adapters:
+            if name in self.multilora_A:
+                A, up = self.effective_factors(name)
+                update = functional.low_rank_forward(self.multilora_dropout[name](x), A, up)
+                result = result + update.to(result.dtype)
+        return result
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the adapters' updates to the base weight.
+
+        Args:
+            safe_merge: check the merged weight for non-finite numbers before it replaces the old one.
+            adapter_names: the adapters to merge; the active ones when None.
+
+        Raises:
+            AdapterError: `safe_merge` met a non-finite number; the base is unchanged.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.multilora_A:
+                continue
+            merged = self._shifted_base_weight(name, +1)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise AdapterError(f"merging adapter {name!r} gives non-finite weights; the base was left as it was")
+            self.set_base_weight(merged)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Take every merged adapter out of the base weight again."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            if name in self.multilora_A:
+                self.set_base_weight(self._shifted_base_weight(name, -1))
+
+    @torch.no_grad()
+    def _shifted_base_weight(self, adapter_name: str, sign: int) -> Tensor:
+        base = self.get_base_weight()
+        # Summed in float32 or better and rounded once, so that a bfloat16 base gets the nearest merged weight.
+        delta = self.get_delta_weight(adapter_name).to(base.device)
+        return (base.to(delta.dtype) + sign * delta).to(base.dtype)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """PEFT's own conversion (`peft.convert_to_lora`) applies; `multilora.export_lora` is exact and faster."""
+        return True
+
+    def __repr__(self) -> str:
+        return "multilora." + super().__repr__()

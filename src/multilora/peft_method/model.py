@@ -1,0 +1,74 @@
+"""Puts MultiLoRA layers into a model, and checks that a checkpoint is whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import get_pattern_key
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from multilora.errors import AdapterError
+from multilora.peft_method.config import MultiLoraConfig
+from multilora.peft_method.layer import MultiLoraLayer, MultiLoraLinear
+
+
+class MultiLoraModel(BaseTuner):
+    """A transformers (or plain torch) model whose targeted linear maps carry MultiLoRA branches."""
+
+    prefix = "multilora_"
+    tuner_layer_cls = MultiLoraLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _create_and_replace(
+        self,
+        config: MultiLoraConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_: Any,
+    ) -> None:
+        r = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), current_key), config.r)
+        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), current_key))
+        if isinstance(target, MultiLoraLayer):
+            target.update_layer(adapter_name, config=config, r=r, alpha=alpha)
+            return
+        inner = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        if not isinstance(inner, nn.Linear | Conv1D):
+            raise AdapterError(
+                f"cannot adapt {current_key!r}: it is a {type(inner).__name__}, and MultiLoRA adapts linear maps "
+                "(nn.Linear and transformers' Conv1D). Name only linear modules in target_modules, or use "
+                "target_modules='all-linear'; to train this module whole, list it in modules_to_save"
+            )
+        new = MultiLoraLinear(target, adapter_name, config=config, r=r, alpha=alpha)
+        if adapter_name not in self.active_adapters:
+            new.requires_grad_(False)  # a further adapter is not trained until it is made active
+        self._replace_module(parent, target_name, new, target)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        # PEFT only warns about missing keys, and an adapter without its scales silently is the base model.
+        expected = [
+            f"{name}.{part}.{adapter_name}"
+            for name, module in model.named_modules()
+            if isinstance(module, MultiLoraLayer) and adapter_name in module.multilora_A
+            for part in module.adapter_layer_names
+        ]
+        missing = [key for key in expected if key not in remapped]
+        if missing:
+            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            raise AdapterError(
+                f"the checkpoint of adapter {adapter_name!r} lacks {len(missing)} of {len(expected)} parameters "
+                f"({shown}); without them it would silently be another adapter. Save it again with save_pretrained"
+            )
+        return remapped
