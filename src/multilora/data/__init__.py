@@ -1,0 +1,1 @@
+"""From tasks to token ids in a settled order: tokenize, mixture, plan."""

@@ -1,0 +1,49 @@
+"""Progress bars on stderr with rate and remaining time; results go to stdout, so they never mix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class RateColumn(ProgressColumn):
+    """Finished units per second."""
+
+    def render(self, task: Task) -> Text:
+        """The rate of `task`, blank until it is known."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f}/s", style="progress.data.speed")
+
+
+@contextmanager
+def progress(description: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """A bar for `total` units; yields `advance(units=1, note="")`, where the note is shown behind the bar."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def advance(units: int = 1, note: str | None = None) -> None:
+            bar.advance(task, units)
+            if note is not None:
+                bar.update(task, note=note)
+
+        yield advance

@@ -1,0 +1,372 @@
+"""The recipe: every option of a run in one validated object. `Recipe.load` reports all problems at once.
+
+Sections: model, adapter, tasks, mixture, data, training, evaluation, output_dir. Paths are relative to the current
+directory and are stored as absolute ones, so that a run can be read from anywhere. Importing this module loads
+neither torch nor transformers; checking the `training:` and `adapter:` keys does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from multilora.errors import InputError, RecipeError, nearest
+
+HUB_PREFIX = "hub:"
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class ModelSection(Section):
+    """The frozen base."""
+
+    name_or_path: str = Field(description="`nano` (the embedded base), a local folder, or a name on the hub")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="of the frozen weights; whatever is trained is kept in float32"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    trust_remote_code: bool = Field(False, description="run code that the hub repository brings")
+
+
+class AdapterSection(BaseModel):
+    """What is trained: `multilora`, `full`, or any PEFT method; further keys are fields of that method's config."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str = "multilora"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own fields, as given."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TaskSection(Section):
+    """One task of the mixture; `multilora tasks` lists the built-in names, any other name is your own data."""
+
+    name: str
+    path: str | None = Field(None, description="folder or file, or hub:owner/name; built-in tasks have a default")
+    eval_path: str | None = Field(None, description="file with the evaluation examples, where `path` is a file")
+    weight: float | None = Field(None, gt=0, description="share of the mixture, with `strategy: weights`")
+    max_examples: int | None = Field(None, ge=1, description="use at most so many training examples")
+    holdout: float = Field(0.1, gt=0, lt=1, description="fraction held out for evaluation, if there is no such split")
+    prompt: str | None = Field(None, description="own data: Jinja2 template of the prompt")
+    response: str | None = Field(None, description="own data: Jinja2 template of the response")
+    choices: list[str] | None = Field(None, min_length=2, description="own data: the possible responses")
+    metric: Literal["accuracy", "exact_match", "none"] | None = Field(None, description="own data: how to score")
+
+    @property
+    def template_fields(self) -> dict[str, Any]:
+        """The keys that only a user's own data takes, where they are set."""
+        names = ("prompt", "response", "choices", "metric")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class MixtureSection(Section):
+    """How tasks share the training examples."""
+
+    strategy: Literal["proportional", "weights"] = Field(
+        "proportional", description="shares by number of examples, or by each task's `weight`"
+    )
+    seed: int = 0
+
+
+class DataSection(Section):
+    """How examples become tokens."""
+
+    max_length: int | None = Field(
+        None,
+        ge=8,
+        description="tokens; a longer prompt loses its start, and is counted. Default: the model's, at most 1024",
+    )
+
+
+class EvaluationSection(Section):
+    """How a run is scored."""
+
+    max_examples: int = Field(500, ge=1, description="evaluation examples per task")
+    batch_size: int = Field(32, ge=1, description="sequences per forward pass")
+    max_new_tokens: int = Field(256, ge=1, description="longest generated response, in tokens")
+
+
+class Recipe(Section):
+    """One run, whole. Build it with `Recipe.load`, which also checks paths and the keys of other libraries."""
+
+    model: ModelSection
+    adapter: AdapterSection = Field(default_factory=AdapterSection)
+    tasks: list[TaskSection] = Field(min_length=1)
+    mixture: MixtureSection = Field(default_factory=MixtureSection)
+    data: DataSection = Field(default_factory=DataSection)
+    training: dict[str, Any] = Field(default_factory=dict, description="transformers.TrainingArguments")
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    output_dir: str = "runs/run"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_by_name(cls, values: Any) -> Any:
+        """`model: nano` is short for `model: {name_or_path: nano}`."""
+        if isinstance(values, dict) and isinstance(values.get("model"), str):
+            values = {**values, "model": {"name_or_path": values["model"]}}
+        return values
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Recipe:
+        """A checked recipe from a YAML file, a mapping, or another recipe.
+
+        Args:
+            source: path of a YAML file, or what it would hold
+            overrides: `key.of.value=value` strings; list items by position (`tasks.0.weight=2`)
+
+        Raises:
+            RecipeError: with every problem found: unknown or missing keys, wrong values, missing files, options that
+                the adapter method or `TrainingArguments` does not have.
+        """
+        if isinstance(source, Recipe):
+            values: Any = source.model_dump(exclude_none=True)
+            label = "recipe"
+        elif isinstance(source, Mapping):
+            values, label = dict(source), "recipe"
+        else:
+            values, label = _read_yaml(Path(source)), str(source)
+        problems: list[str] = []
+        for override in overrides:
+            problem = _apply_override(values, override)
+            if problem:
+                problems.append(problem)
+        try:
+            recipe = cls.model_validate(values)
+        except ValidationError as error:
+            problems += [_describe(cls, item) for item in error.errors()]
+            problems += _checks_without_model(values)
+            raise RecipeError(problems, label) from None
+        problems += _check_recipe(recipe)
+        if problems:
+            raise RecipeError(problems, label)
+        return _with_absolute_paths(recipe)
+
+    def dump_yaml(self) -> str:
+        """The recipe as YAML, without what is unset."""
+        return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([f"cannot be read ({error}); give the path of a YAML recipe"], str(path)) from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError([f"is not YAML: {' '.join(str(error).split())}"], str(path)) from None
+    if not isinstance(values, dict):
+        raise RecipeError([f"holds {type(values).__name__}, expected keys such as `model:` and `tasks:`"], str(path))
+    return values
+
+
+def _apply_override(values: Any, override: str) -> str | None:
+    """Set one `a.b=v` in `values`; the problem, if it can't be set."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        return f"--set {override}: expected key=value, such as training.max_steps=100"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    parts = key.split(".")
+    node = values
+    for position, part in enumerate(parts):
+        last = position == len(parts) - 1
+        where = ".".join(parts[: position + 1])
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                return f"--set {override}: {where} is not one of the {len(node)} items (0 to {len(node) - 1})"
+            if last:
+                node[int(part)] = value
+            else:
+                node = node[int(part)]
+        elif isinstance(node, dict):
+            if last:
+                node[part] = value
+            else:
+                # `model: nano` may be followed by --set model.dtype=float32
+                if part == "model" and isinstance(node.get(part), str):
+                    node[part] = {"name_or_path": node[part]}
+                node = node.setdefault(part, {})
+        else:
+            return f"--set {override}: {where} lies under {node!r}, which has no keys"
+    return None
+
+
+def _describe(root: type[BaseModel], error: Any) -> str:
+    """One pydantic error in a line of our own."""
+    location = list(error["loc"])
+    where = ".".join(str(part) for part in location)
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        known = _fields_at(root, location[:-1])
+        return f"{where}: unknown key{nearest(str(location[-1]), known)}; known keys are {', '.join(sorted(known))}"
+    if kind == "missing":
+        return f"{where}: missing, and it has no default"
+    shown = repr(error["input"])
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return f"{where}: {error['msg'].lower()}, got {shown}"
+
+
+def _fields_at(root: type[BaseModel], location: list[Any]) -> list[str]:
+    model: type[BaseModel] = root
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
+    return list(model.model_fields)
+
+
+def _checks_without_model(values: Any) -> list[str]:
+    """The checks of single sections that hold by themselves, run even when another section is wrong."""
+    problems: list[str] = []
+    for number, item in enumerate(values.get("tasks") if isinstance(values.get("tasks"), list) else []):
+        try:
+            section = TaskSection.model_validate(item)
+        except ValidationError:
+            continue
+        problems += _check_task(number, section)
+    if isinstance(values.get("training"), dict):
+        problems += _check_training(values["training"])
+    if isinstance(values.get("adapter"), dict):
+        with suppress(ValidationError):
+            problems += _check_adapter(AdapterSection.model_validate(values["adapter"]))
+    return problems
+
+
+def _check_recipe(recipe: Recipe) -> list[str]:
+    problems = list(_check_model(recipe.model))
+    for number, section in enumerate(recipe.tasks):
+        problems += _check_task(number, section)
+    problems += _check_names_and_weights(recipe)
+    problems += _check_adapter(recipe.adapter)
+    problems += _check_training(recipe.training)
+    return problems
+
+
+def _check_model(section: ModelSection) -> Iterator[str]:
+    name = section.name_or_path
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not Path(name).expanduser().is_dir():
+        yield f"model.name_or_path: no folder {name!r}; give `nano`, a folder with a model, or owner/name of the hub"
+
+
+def _check_task(number: int, section: TaskSection) -> Iterator[str]:
+    from multilora.tasks import BUILT_IN
+
+    where = f"tasks.{number} ({section.name})"
+    for key in ("path", "eval_path"):
+        value = getattr(section, key)
+        if value is None or value.startswith(HUB_PREFIX):
+            continue
+        if not Path(value).expanduser().exists():
+            yield (
+                f"{where}: {key}: no such file or folder: {value!r} (looked in {os.getcwd()}); "
+                f"for a dataset of the hub write {HUB_PREFIX}owner/name"
+            )
+    if section.name in BUILT_IN:
+        if section.name.startswith("nano/") and section.path is not None:
+            yield f"{where}: path: this task is generated, it reads no files; leave path out"
+        for key in section.template_fields:
+            yield f"{where}: {key} is for your own data; the built-in task {section.name!r} brings its own"
+        return
+    missing = [key for key in ("path", "prompt", "response") if getattr(section, key) is None]
+    if missing:
+        yield (
+            f"{where}: not a built-in task{nearest(section.name, BUILT_IN)}, so it needs {', '.join(missing)} "
+            "(`multilora tasks` lists the built-in ones)"
+        )
+    if section.metric == "accuracy" and section.choices is None:
+        yield f"{where}: metric accuracy scores choices; list them under `choices`, or use exact_match"
+
+
+def _check_names_and_weights(recipe: Recipe) -> Iterator[str]:
+    names = [section.name for section in recipe.tasks]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"tasks: the name {name!r} is used {names.count(name)} times; give each task its own"
+    for number, section in enumerate(recipe.tasks):
+        where = f"tasks.{number} ({section.name})"
+        if recipe.mixture.strategy == "weights" and section.weight is None:
+            yield f"{where}: mixture.strategy is `weights`, so it needs a weight"
+        if recipe.mixture.strategy != "weights" and section.weight is not None:
+            yield (
+                f"{where}: weight {section.weight} would do nothing with mixture.strategy "
+                f"`{recipe.mixture.strategy}`; set it to `weights`"
+            )
+
+
+def _check_adapter(section: AdapterSection) -> list[str]:
+    from multilora.modeling import adapter_option_names
+
+    try:
+        known = adapter_option_names(section.method)
+    except InputError as error:
+        return [f"adapter.method: {error}"]
+    unknown = [key for key in section.options if key not in known]
+    problems = [f"adapter.{key}: method `{section.method}` has no such option{nearest(key, known)}" for key in unknown]
+    if not unknown and section.method != "full":
+        from multilora.modeling import adapter_config
+
+        try:
+            adapter_config(section)
+        except (ValueError, TypeError) as error:
+            problems.append(f"adapter: {error}")
+    return problems
+
+
+def _check_training(training: Mapping[str, Any]) -> list[str]:
+    from multilora.training.arguments import FIXED, argument_names, training_arguments
+
+    names = argument_names()
+    problems = [
+        f"training.{key}: transformers.TrainingArguments has no such option{nearest(key, names)}"
+        for key in training
+        if key not in names
+    ]
+    problems += [
+        f"training.{key}: set by multilora ({why}); leave it out" for key, why in FIXED.items() if key in training
+    ]
+    if not problems:
+        try:
+            training_arguments(training, output_dir="unused", method="lora")
+        except (ValueError, TypeError, ImportError) as error:
+            problems.append(f"training: {' '.join(str(error).split())}")
+    return problems
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    def absolute(value: str | None) -> str | None:
+        if value is None or value.startswith(HUB_PREFIX):
+            return value
+        return str(Path(value).expanduser().resolve())
+
+    tasks = [
+        section.model_copy(update={"path": absolute(section.path), "eval_path": absolute(section.eval_path)})
+        for section in recipe.tasks
+    ]
+    model = recipe.model
+    if model.name_or_path != "nano" and Path(model.name_or_path).expanduser().is_dir():
+        model = model.model_copy(update={"name_or_path": absolute(model.name_or_path)})
+    return recipe.model_copy(
+        update={
+            "tasks": tasks,
+            "model": model,
+            "output_dir": absolute(recipe.output_dir) or recipe.output_dir,
+        }
+    )

@@ -1,0 +1,46 @@
+"""Alpaca and Dolly: open instructions with an optional input; scored by the loss of the reference response only.
+
+Alpaca (Taori et al. 2023): a JSON list of instruction, input, output.
+Dolly (Conover et al. 2023): JSONL of instruction, context, response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from multilora.recipe import TaskSection
+from multilora.tasks.base import Example, free_example
+from multilora.tasks.from_records import RecordTask
+from multilora.tasks.source import Record, Source, field
+
+
+class InstructionTask(RecordTask):
+    """An instruction, further text below it if there is any, and a reference response."""
+
+    def __init__(self, section: TaskSection, source: Source, context: str, response: str) -> None:
+        super().__init__(section.name, "none", source, section.holdout)
+        self.context, self.response = context, response
+
+    def examples(self, record: Record, where: str) -> Iterator[Example]:
+        """One example."""
+        prompt = str(field(record, "instruction", where)).strip()
+        context = str(record.get(self.context) or "").strip()
+        if context:
+            prompt += f"\n\n{context}"
+        yield free_example(prompt, str(field(record, self.response, where)).strip())
+
+
+def alpaca(section: TaskSection) -> InstructionTask:
+    """Alpaca from `alpaca_data.json` (or any file of that format), or the hub."""
+    source = Source(section.path or "hub:tatsu-lab/alpaca", section.eval_path, files=("alpaca_data.json", None))
+    return InstructionTask(section, source, "input", "output")
+
+
+def dolly(section: TaskSection) -> InstructionTask:
+    """Dolly from `databricks-dolly-15k.jsonl` (or any file of that format), or the hub."""
+    source = Source(
+        section.path or "hub:databricks/databricks-dolly-15k",
+        section.eval_path,
+        files=("databricks-dolly-15k.jsonl", None),
+    )
+    return InstructionTask(section, source, "context", "response")
