@@ -1,0 +1,1 @@
+"""What an update did to the weights: spectra of Delta W per matrix, and figures."""

@@ -1,0 +1,56 @@
+"""Figures of spectra. Drawn without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multilora.analysis.spectrum import MatrixSpectrum, Spectrum
+
+
+def mean_normalised(matrices: list[MatrixSpectrum]) -> Any:
+    """The mean of sigma / sigma_1 over matrices, as long as the shortest of them; [k]."""
+    rows = [np.asarray(m.singular_values) / m.singular_values[0] for m in matrices if m.measures.norm > 0]
+    if not rows:
+        return np.zeros(0)
+    length = min(len(row) for row in rows)
+    return np.mean([row[:length] for row in rows], axis=0)
+
+
+def draw_spectra(spectra: Mapping[str, Spectrum], path: Path, *, longest: int = 64) -> None:
+    """One panel per module type: the mean normalised spectrum of each method, on a log scale.
+
+    Args:
+        spectra: label -> spectrum
+        path: of the image; its suffix decides the format
+        longest: show at most so many singular values
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    kinds = list(dict.fromkeys(kind for spectrum in spectra.values() for kind in spectrum.by_kind()))
+    columns = min(4, max(1, len(kinds)))
+    rows = -(-len(kinds) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.8 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for place, axis in enumerate(axes.flat):
+        if place >= len(kinds):
+            axis.set_visible(False)
+            continue
+        kind = kinds[place]
+        for label, spectrum in spectra.items():
+            values = mean_normalised(spectrum.by_kind().get(kind, []))[:longest]
+            # Below 1e-6 of the largest is rounding of the weights, not update.
+            axis.plot(np.arange(1, len(values) + 1), np.maximum(values, 1e-6), label=label, linewidth=1.5)
+        axis.set_yscale("log")
+        axis.set_title(kind, fontsize=10)
+        axis.set_xlabel("singular value")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("sigma / sigma_1, mean over layers")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, len(labels)))
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,166 @@
+"""Singular values of Delta W, and measures of how few directions carry it.
+
+With sigma the singular values of one matrix's update and p_i = sigma_i^2 / sum sigma^2:
+
+    energy in the top k     sum of the k largest p_i (near 1 at small k: a few directions dominate)
+    effective rank          exp(H(p)), H the entropy in nats (Roy & Vetterli 2007, on p instead of sigma)
+    stable rank             sum sigma^2 / sigma_1^2
+    participation ratio     1 / sum p_i^2
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def singular_values_of_product(up: Tensor, down: Tensor) -> Tensor:
+    """Singular values of `up @ down`, largest first, without forming it.
+
+    QR of both factors leaves a k x k core, whose singular values are those of the product.
+
+    Args:
+        up: [d_out, k]
+        down: [k, d_in]
+
+    Returns:
+        [min(d_out, d_in, k)] in float64
+    """
+    _, upper = torch.linalg.qr(up.detach().double())
+    _, lower = torch.linalg.qr(down.detach().double().T)
+    values: Tensor = torch.linalg.svdvals(upper @ lower.T)
+    return values
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How concentrated one spectrum is; all NaN for an update that is exactly zero."""
+
+    norm: float
+    top1_energy: float
+    top4_energy: float
+    effective_rank: float
+    stable_rank: float
+    participation_ratio: float
+
+
+def measures(singular_values: Tensor) -> Measures:
+    """The measures of one spectrum [k], in any order."""
+    squared = torch.sort(singular_values.double() ** 2, descending=True).values
+    total = squared.sum()
+    if total == 0:
+        nan = float("nan")
+        return Measures(0.0, nan, nan, nan, nan, nan)
+    p = squared / total
+    entropy = -(p * p.clamp_min(1e-300).log()).sum()
+    return Measures(
+        norm=float(total.sqrt()),
+        top1_energy=float(p[0]),
+        top4_energy=float(p[:4].sum()),
+        effective_rank=float(entropy.exp()),
+        stable_rank=float(total / squared[0]),
+        participation_ratio=float(1 / (p**2).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class MatrixSpectrum:
+    """The update of one weight matrix."""
+
+    name: str
+    shape: tuple[int, int]
+    singular_values: list[float]
+    measures: Measures
+
+    @property
+    def kind(self) -> str:
+        """The module type: the last part of the name, such as `q_proj`."""
+        return self.name.rsplit(".", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The updates of all adapted matrices of a run."""
+
+    method: str
+    matrices: list[MatrixSpectrum]
+
+    def by_kind(self) -> dict[str, list[MatrixSpectrum]]:
+        """The matrices grouped by module type, in order of appearance."""
+        groups: dict[str, list[MatrixSpectrum]] = {}
+        for matrix in self.matrices:
+            groups.setdefault(matrix.kind, []).append(matrix)
+        return groups
+
+    def mean(self, matrices: list[MatrixSpectrum] | None = None) -> dict[str, float]:
+        """Every measure averaged over matrices (all of them by default), leaving out updates that are zero."""
+        chosen = [m for m in (self.matrices if matrices is None else matrices) if m.measures.norm > 0]
+        if not chosen:
+            return dict.fromkeys(Measures.__dataclass_fields__, float("nan"))
+        return {
+            name: sum(getattr(m.measures, name) for m in chosen) / len(chosen) for name in Measures.__dataclass_fields__
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "method": self.method,
+            "mean": self.mean(),
+            "matrices": [asdict(matrix) for matrix in self.matrices],
+        }
+
+
+def _spectrum(name: str, shape: tuple[int, int], singular_values: Tensor) -> MatrixSpectrum:
+    return MatrixSpectrum(name, shape, singular_values.tolist(), measures(singular_values))
+
+
+def adapter_spectrum(model: Any, method: str, adapter_name: str = "default") -> Spectrum:
+    """The spectrum of every adapted matrix of a `PeftModel`: from the factors for MultiLoRA and LoRA.
+
+    Other methods go through their dense `get_delta_weight`.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from multilora.peft_method import MultiLoraLayer
+
+    matrices = []
+    for name, module in model.get_base_model().named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if isinstance(module, MultiLoraLayer):
+            if adapter_name not in module.multilora_A:
+                continue
+            down, up = module.effective_factors(adapter_name)
+        elif isinstance(module, LoraLayer):
+            if adapter_name not in module.lora_A:
+                continue
+            down, up = module.lora_A[adapter_name].weight, module.lora_B[adapter_name].weight
+            up = up * module.scaling[adapter_name]
+        else:
+            dense = module.get_delta_weight(adapter_name).detach().double()
+            matrices.append(_spectrum(name, (dense.shape[0], dense.shape[1]), torch.linalg.svdvals(dense)))
+            continue
+        values = singular_values_of_product(up, down)
+        matrices.append(_spectrum(name, (up.shape[0], down.shape[1]), values))
+    return Spectrum(method, matrices)
+
+
+def difference_spectrum(before: Any, after: Any, method: str = "full") -> Spectrum:
+    """The spectrum of `after - before` for every linear map inside the decoder layers (not the output head).
+
+    These are the matrices that `target_modules: all-linear` adapts, so that methods are compared on the same ones.
+    """
+    head = after.get_output_embeddings()
+    earlier = dict(before.named_modules())
+    matrices = []
+    for name, module in after.named_modules():
+        if not isinstance(module, torch.nn.Linear) or module is head:
+            continue
+        with torch.no_grad():
+            delta = module.weight.double() - earlier[name].weight.double()
+        matrices.append(_spectrum(name, (delta.shape[0], delta.shape[1]), torch.linalg.svdvals(delta)))
+    return Spectrum(method, matrices)

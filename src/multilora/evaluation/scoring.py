@@ -1,0 +1,108 @@
+"""The two things asked of a model in evaluation: how likely are these tokens, and what do you say next.
+
+Both are batched by length, and the vocabulary projection is taken only where a token is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multilora.data.collate import pad_token_id
+from multilora.training.trainer import token_losses
+
+Advance = Callable[..., None]
+
+
+def _by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Positions in batches of similar length, longest first (so that memory runs out at once or not at all)."""
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+@torch.no_grad()
+def log_likelihoods(
+    model: Any,
+    sequences: Sequence[tuple[list[int], list[int]]],
+    *,
+    pad: int,
+    batch_size: int,
+    advance: Advance,
+) -> list[Tensor]:
+    """Log-probability in nats of every token of each continuation, given its prefix.
+
+    Args:
+        model: a causal language model, in eval mode
+        sequences: (prefix, continuation) token ids; neither empty
+        pad: any token id
+        batch_size: sequences per forward pass
+        advance: called with the number of finished sequences
+
+    Returns:
+        one tensor [len(continuation)] per sequence, in order, float32 on the CPU
+    """
+    results: list[Tensor] = [torch.empty(0)] * len(sequences)
+    for batch in _by_length([len(p) + len(c) for p, c in sequences], batch_size):
+        width = max(len(sequences[i][0]) + len(sequences[i][1]) for i in batch)
+        ids = torch.full((len(batch), width), pad)
+        labels = torch.full((len(batch), width), -100)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for row, i in enumerate(batch):
+            prefix, continuation = sequences[i]
+            end = len(prefix) + len(continuation)
+            ids[row, :end] = torch.tensor(prefix + continuation)
+            labels[row, len(prefix) : end] = ids[row, len(prefix) : end]
+            mask[row, :end] = 1
+        device = model.device
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        losses, trained = token_losses(model, inputs, labels.to(device))
+        for i, row_losses in zip(batch, torch.split(losses.cpu(), trained.sum(dim=1).tolist()), strict=True):
+            results[i] = -row_losses
+        advance(len(batch))
+    return results
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prefixes: Sequence[list[int]],
+    *,
+    stop_ids: list[int],
+    max_new_tokens: int,
+    batch_size: int,
+    advance: Advance,
+) -> list[str]:
+    """Greedy responses to prefixes, as text without special tokens, in order.
+
+    Args:
+        model: a causal language model, in eval mode
+        tokenizer: the base's
+        prefixes: token ids
+        stop_ids: tokens that end a response
+        max_new_tokens: longest response
+        batch_size: prefixes per batch
+        advance: called with the number of finished prefixes
+    """
+    pad = pad_token_id(tokenizer)
+    texts = [""] * len(prefixes)
+    for batch in _by_length([len(prefix) for prefix in prefixes], batch_size):
+        width = max(len(prefixes[i]) for i in batch)
+        ids = torch.tensor([[pad] * (width - len(prefixes[i])) + prefixes[i] for i in batch])
+        mask = torch.tensor([[0] * (width - len(prefixes[i])) + [1] * len(prefixes[i]) for i in batch])
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=stop_ids,
+            pad_token_id=pad,
+        )
+        for i, row in zip(batch, output[:, width:].tolist(), strict=True):
+            ends = [place for place, token in enumerate(row) if token in stop_ids]
+            texts[i] = tokenizer.decode(row[: ends[0]] if ends else row, skip_special_tokens=True)
+        advance(len(batch))
+    return texts

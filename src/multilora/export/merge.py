@@ -1,0 +1,36 @@
+"""The adapted model as an ordinary one: the update added to the base weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from multilora.files import whole_folder
+from multilora.rundir import Run, check_free
+
+
+def export_merged(source: Run | str | Path, out: str | Path) -> Path:
+    """Write a run's model with the adapter merged, and its tokenizer, as `save_pretrained` does.
+
+    The sum is taken in float32 and rounded once to the base's dtype.
+
+    Args:
+        source: a `Run` or a run directory
+        out: a new folder
+
+    Returns:
+        the folder
+
+    Raises:
+        RunDirectoryError: `out` is taken, or `source` is not a finished run.
+    """
+    out = Path(out)
+    check_free(out)
+    run = source if isinstance(source, Run) else Run(source)
+    model: Any = run.load_model()
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload(safe_merge=True)
+    with whole_folder(out) as folder:
+        model.save_pretrained(str(folder))
+        run.load_tokenizer().save_pretrained(str(folder))
+    return out

@@ -1,0 +1,1 @@
+"""Training on transformers' Trainer: arguments, the trainer with its loss per task, and the run."""

@@ -1,0 +1,162 @@
+"""`plan` and `train`: from a recipe to a readable plan, and on to a run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from multilora.data.plan import Plan, make_plan
+from multilora.errors import RecipeError
+from multilora.files import whole_folder, write_json, write_text
+from multilora.modeling import FULL, attach, load_base, load_tokenizer, parameter_counts
+from multilora.progress import progress
+from multilora.recipe import Recipe
+from multilora.rundir import RECIPE_FILE, Run, check_free, weights_folder
+from multilora.tasks import make_task
+from multilora.training.arguments import training_arguments
+from multilora.training.environment import environment
+from multilora.training.trainer import MultiTaskTrainer
+
+RecipeLike = str | Path | Mapping[str, Any] | Recipe
+DEFAULT_MAX_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with everything that can be known before the first step."""
+
+    recipe: Recipe
+    model: Any
+    plan: Plan
+    arguments: TrainingArguments
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Load the base, adapt it and make the plan; nothing is written.
+
+    Raises:
+        InputError: whatever in the recipe, the data or the model cannot be used.
+    """
+    method = recipe.adapter.method
+    checkpoints = str(Path(recipe.output_dir) / "checkpoints")
+    arguments = training_arguments(recipe.training, output_dir=checkpoints, method=method)
+    tokenizer = load_tokenizer(recipe.model)
+    model = load_base(recipe.model, trainable=method == FULL)
+    plan = make_plan(
+        recipe,
+        tokenizer,
+        max_length=max_length(recipe, model),
+        examples_per_step=arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
+        tasks=[make_task(section) for section in recipe.tasks],
+    )
+    model = attach(model, recipe.adapter, seed=arguments.seed)
+    if method == FULL and recipe.model.dtype == "bfloat16" and "bf16" not in recipe.training:
+        arguments.bf16 = True  # float32 masters, bfloat16 products: the cost of a bfloat16 base
+    arguments.max_steps = plan.steps
+    return Prepared(recipe, model, plan, arguments)
+
+
+def max_length(recipe: Recipe, model: Any) -> int:
+    """The recipe's `max_length`, else the model's positions but at most 1024.
+
+    Raises:
+        RecipeError: it asks for more positions than the model has.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
+    asked = recipe.data.max_length
+    if asked is not None and asked > positions:
+        raise RecipeError(
+            [f"data.max_length: {asked} is more than the {positions} positions of the model; use at most these"]
+        )
+    return asked or min(positions, DEFAULT_MAX_LENGTH)
+
+
+def plan(recipe: RecipeLike, overrides: Sequence[str] = ()) -> Plan:
+    """The plan of a recipe: what would be trained on, in order; nothing is trained or written.
+
+    Raises:
+        InputError: whatever in the recipe, the data or the model cannot be used.
+    """
+    return prepare(Recipe.load(recipe, overrides)).plan
+
+
+def train(recipe: RecipeLike, overrides: Sequence[str] = (), callbacks: Sequence[TrainerCallback] = ()) -> Run:
+    """Train a recipe and return its run.
+
+    Args:
+        recipe: path of a YAML file, its content, or a `Recipe`
+        overrides: `key.of.value=value` strings
+        callbacks: further callbacks for the Trainer
+
+    Raises:
+        InputError: before anything is written.
+        RunError: training failed.
+    """
+    checked = Recipe.load(recipe, overrides)
+    path = Path(checked.output_dir)
+    check_free(path)
+    return run_prepared(prepare(checked), path, callbacks)
+
+
+def run_prepared(prepared: Prepared, path: Path, callbacks: Sequence[TrainerCallback] = ()) -> Run:
+    """Train what `prepare` made and write the run to `path`."""
+    recipe, model, plan_, arguments = prepared.recipe, prepared.model, prepared.plan, prepared.arguments
+    trainable, total = parameter_counts(model)
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(path / RECIPE_FILE, recipe.dump_yaml())
+    write_json(path / "environment.json", environment(recipe.mixture.seed))
+    plan_.save(path / "plan")
+    trainer = MultiTaskTrainer(model=model, args=arguments, plan=plan_, callbacks=list(callbacks))
+    trainer.remove_callback(PrinterCallback)  # it prints every log to stdout
+    start = time.perf_counter()
+    with progress(f"training {recipe.adapter.method}", plan_.steps) as advance:
+        trainer.add_callback(_Recorder(path / "metrics.jsonl", advance))
+        trainer.train()
+    seconds = time.perf_counter() - start
+    if trainer.is_world_process_zero():
+        with whole_folder(weights_folder(path, recipe.adapter.method)) as folder:
+            model.save_pretrained(str(folder))
+            plan_.renderer.tokenizer.save_pretrained(str(folder))
+    write_json(
+        path / "train.json",
+        {
+            "method": recipe.adapter.method,
+            "steps": plan_.steps,
+            "seconds": round(seconds, 3),
+            "trainable_parameters": trainable,
+            "total_parameters": total,
+            "tokens": int(sum(entry.tokens for entry in plan_.summary())),
+        },
+    )
+    return Run(path)
+
+
+class _Recorder(TrainerCallback):
+    """Moves the progress bar and appends every log to `metrics.jsonl`."""
+
+    def __init__(self, path: Path, advance: Callable[..., None]) -> None:
+        self.path, self.advance = path, advance
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.advance()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        if "loss" in logs:
+            self.advance(0, note=f"loss {logs['loss']:.3f}")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")

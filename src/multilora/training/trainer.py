@@ -1,0 +1,125 @@
+"""transformers' Trainer with three differences: the loss (per task, in the same pass), the order, the batches."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer, TrainingArguments
+
+from multilora.data.collate import Collator, pad_token_id
+from multilora.data.plan import Plan
+from multilora.errors import InputError
+
+
+def token_losses(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every trained token.
+
+    The vocabulary projection is taken only at positions that some row of the batch trains on (the model's
+    `logits_to_keep`), which for responses behind long prompts saves most of the logits.
+
+    Args:
+        model: a causal language model
+        inputs: input_ids and attention_mask, [batch, length]
+        labels: [batch, length], -100 where not trained on; token t is predicted at position t - 1
+
+    Returns:
+        (losses [trained tokens] in float32 nats, mask [batch, length - 1] of the trained positions)
+    """
+    targets = labels[:, 1:]
+    trained = targets != -100
+    positions = trained.any(dim=0).nonzero().squeeze(-1)
+    if _keeps_logits(model):
+        logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
+    else:
+        logits = model(**inputs, use_cache=False).logits[:, positions]
+    kept = trained[:, positions]
+    losses = F.cross_entropy(logits[kept].float(), targets[:, positions][kept], reduction="none")
+    return losses, trained
+
+
+def _keeps_logits(model: Any) -> bool:
+    inner = model.module if hasattr(model, "module") else model
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+class MultiTaskTrainer(Trainer):
+    """Trains on a plan, in its order, and logs `loss/<task>` beside the loss.
+
+    Args:
+        model: a causal language model, adapted or not
+        args: any `TrainingArguments`; `remove_unused_columns` is turned off, for the task ids must reach the loss
+        plan: from `multilora.plan`; its examples per step must equal what `args` asks for
+        **kwargs: passed on to `transformers.Trainer`
+
+    Raises:
+        InputError: batch size, accumulation and processes do not multiply to the plan's examples per step.
+    """
+
+    def __init__(self, model: Any, args: TrainingArguments, plan: Plan, **kwargs: Any) -> None:
+        asked = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if asked != plan.examples_per_step:
+            raise InputError(
+                f"the arguments take {asked} examples per step ({args.train_batch_size} x "
+                f"{args.gradient_accumulation_steps} accumulated x {args.world_size} processes), the plan holds "
+                f"{plan.examples_per_step}; make the plan for these arguments"
+            )
+        args.remove_unused_columns = False
+        tokenizer = plan.renderer.tokenizer
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=plan.dataset(),
+            data_collator=Collator(pad_token_id(tokenizer)),
+            processing_class=tokenizer,
+            **kwargs,
+        )
+        self.plan = plan
+        # The loss below is divided by the trained tokens of the whole accumulated batch, over all processes.
+        self.model_accepts_loss_kwargs = True
+        self._task_sums: Tensor | None = None
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
+        """The plan's own order."""
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(dataset)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The mean cross-entropy over the trained tokens of the (accumulated, gathered) batch."""
+        inputs = dict(inputs)
+        labels, task_ids = inputs.pop("labels"), inputs.pop("task_ids")
+        losses, trained = token_losses(model, inputs, labels)
+        if model.training:
+            self._count(losses.detach(), task_ids[:, 1:][trained])
+        count = losses.numel() if num_items_in_batch is None else num_items_in_batch
+        loss = losses.sum() / count
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
+        return (loss, {}) if return_outputs else loss
+
+    def _count(self, losses: Tensor, tasks: Tensor) -> None:
+        if self._task_sums is None:
+            self._task_sums = torch.zeros(len(self.plan.task_names), 2, dtype=torch.float64, device=losses.device)
+        values = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)], dim=-1)
+        self._task_sums.index_add_(0, tasks, values)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds `loss/<task>`, the mean over the task's trained tokens since the last log; a task unseen is left out."""
+        if "loss" in logs and self._task_sums is not None:
+            sums: Any = self.accelerator.reduce(self._task_sums, reduction="sum")
+            for name, (total, count) in zip(self.plan.task_names, sums.tolist(), strict=True):
+                if count:
+                    logs[f"loss/{name}"] = total / count
+            self._task_sums.zero_()
+        super().log(logs, start_time)
