@@ -54,3 +54,36 @@ def draw_spectra(spectra: Mapping[str, Spectrum], path: Path, *, longest: int = 
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=max(1, len(labels)))
     figure.savefig(path, dpi=110)
+
+
+def draw_losses(metrics: Mapping[str, list[dict[str, float]]], tasks: list[str], path: Path) -> None:
+    """One panel per task: training loss (nats per trained token) against steps, a line per method.
+
+    Args:
+        metrics: label -> the lines of a run's `metrics.jsonl`
+        tasks: task names
+        path: of the image; its suffix decides the format
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.8 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for place, axis in enumerate(axes.flat):
+        if place >= len(tasks):
+            axis.set_visible(False)
+            continue
+        key = f"loss/{tasks[place]}"
+        for label, lines in metrics.items():
+            points = [(line["step"], line[key]) for line in lines if key in line]
+            axis.plot([step for step, _ in points], [loss for _, loss in points], label=label, linewidth=1.5)
+        axis.set_title(tasks[place], fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("training loss")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, len(labels)))
+    figure.savefig(path, dpi=110)

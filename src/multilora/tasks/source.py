@@ -33,7 +33,9 @@ def read_json(path: Path) -> Iterator[tuple[str, Record]]:
             raise DataError(f"{path}, line {error.lineno}: broken JSON ({error.msg})") from None
         if not isinstance(records, list):
             raise DataError(f"{path}: holds {type(records).__name__}, expected a list of objects")
-        numbered: Iterator[tuple[str, Any]] = ((f"{path}, item {number}", record) for number, record in enumerate(records, 1))
+        numbered: Iterator[tuple[str, Any]] = (
+            (f"{path}, item {number}", record) for number, record in enumerate(records, 1)
+        )
     else:
         numbered = _lines(path, text)
     for where, record in numbered:

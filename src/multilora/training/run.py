@@ -37,8 +37,12 @@ class Prepared:
     arguments: TrainingArguments
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
     """Load the base, adapt it and make the plan; nothing is written.
+
+    Args:
+        recipe: a checked recipe
+        plan: one made before for the same base, tasks, mixture and batch size, to train another method on
 
     Raises:
         InputError: whatever in the recipe, the data or the model cannot be used.
@@ -46,15 +50,15 @@ def prepare(recipe: Recipe) -> Prepared:
     method = recipe.adapter.method
     checkpoints = str(Path(recipe.output_dir) / "checkpoints")
     arguments = training_arguments(recipe.training, output_dir=checkpoints, method=method)
-    tokenizer = load_tokenizer(recipe.model)
     model = load_base(recipe.model, trainable=method == FULL)
-    plan = make_plan(
-        recipe,
-        tokenizer,
-        max_length=max_length(recipe, model),
-        examples_per_step=arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
-        tasks=[make_task(section) for section in recipe.tasks],
-    )
+    if plan is None:
+        plan = make_plan(
+            recipe,
+            load_tokenizer(recipe.model),
+            max_length=max_length(recipe, model),
+            examples_per_step=arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
+            tasks=[make_task(section) for section in recipe.tasks],
+        )
     model = attach(model, recipe.adapter, seed=arguments.seed)
     if method == FULL and recipe.model.dtype == "bfloat16" and "bf16" not in recipe.training:
         arguments.bf16 = True  # float32 masters, bfloat16 products: the cost of a bfloat16 base

@@ -1,0 +1,38 @@
+"""The typer application and its verbs."""
+
+from __future__ import annotations
+
+import typer
+
+from multilora.cli import analyze, demo, evaluate, export, nano, plan, tasks, train
+
+app = typer.Typer(
+    name="multilora",
+    help="One language model, many tasks: MultiLoRA from mixture to evaluation, analysis and export.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("plan")(plan.plan)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("analyze")(analyze.analyze)
+app.command("export")(export.export)
+app.command("tasks")(tasks.tasks)
+app.add_typer(nano.app, name="nano")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+) -> None:
+    """Adapt one language model to many tasks."""
+    if version:
+        from multilora import __version__
+
+        print(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        raise typer.Exit

@@ -1,0 +1,26 @@
+"""`multilora nano build`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="The embedded base model.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """The embedded base model."""
+
+
+@app.command("build")
+def build(
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder for model and tokenizer.")],
+    seed: Annotated[int, typer.Option("--seed", help="Of the text, the order and the weights.")] = 0,
+) -> None:
+    """Generate the text, train the tokenizer and pretrain the embedded base anew."""
+    from multilora.cli.show import show_json
+    from multilora.nano.build import build as build_nano
+
+    show_json(build_nano(out, seed=seed))

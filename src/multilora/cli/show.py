@@ -1,0 +1,41 @@
+"""Tables and JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from multilora.evaluation.metrics import TaskScore
+
+
+def show_json(value: Any) -> None:
+    """Print plain values as JSON."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    print()
+
+
+def console() -> Console:
+    """Stdout; wide enough for a table when it is not a terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; the first column is text, the others are numbers."""
+    made = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*row)
+    console().print(made)
+
+
+def percent(score: TaskScore) -> str:
+    """A score as `71.5 ±2.0`, or a dash where a task has none."""
+    if score.value is None or score.stderr is None:
+        return "–"
+    return f"{100 * score.value:.1f} ±{100 * score.stderr:.1f}"

@@ -1,0 +1,20 @@
+"""`multilora tasks`."""
+
+from __future__ import annotations
+
+from multilora.cli.options import AsJson
+
+
+def tasks(json: AsJson = False) -> None:
+    """List the built-in tasks."""
+    from multilora.cli.show import show_json, table
+    from multilora.tasks import BUILT_IN
+
+    if json:
+        show_json({name: about for name, (_, _, about) in BUILT_IN.items()})
+        return
+    table(
+        "any other name is your own data: give path, prompt and response",
+        ["task", "what it is"],
+        [[name, about] for name, (_, _, about) in BUILT_IN.items()],
+    )

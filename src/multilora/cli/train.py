@@ -1,0 +1,32 @@
+"""`multilora train`."""
+
+from __future__ import annotations
+
+from multilora.cli.options import AsJson, Overrides, RecipePath
+
+
+def train(recipe: RecipePath, overrides: Overrides = None, json: AsJson = False) -> None:
+    """Train a recipe and write its run directory."""
+    from multilora.cli.show import show_json, table
+    from multilora.training.run import train as train_recipe
+
+    run = train_recipe(recipe, overrides or ())
+    facts = run.training
+    logged = [line for line in run.metrics if "loss" in line]
+    names = [section.name for section in run.recipe.tasks]
+    first_and_last = {
+        name: (found[0], found[-1])
+        for name in names
+        if (found := [line[f"loss/{name}"] for line in logged if f"loss/{name}" in line])
+    }
+    if json:
+        losses = {name: {"first": a, "last": b} for name, (a, b) in first_and_last.items()}
+        show_json({"run": str(run.path), **facts, "loss": losses})
+        return
+    rows = [[name, f"{first:.3f}", f"{last:.3f}"] for name, (first, last) in first_and_last.items()]
+    title = (
+        f"{facts['steps']:,} steps in {facts['seconds']:.0f} s, {facts['trainable_parameters']:,} of "
+        f"{facts['total_parameters']:,} parameters trained"
+    )
+    table(title, ["task", "first logged loss", "last logged loss"], rows)
+    print(f"run: {run.path}\nnext: multilora eval {run.path}")

@@ -1,0 +1,1 @@
+"""Reports in HTML: one file each, figures inside, nothing loaded from elsewhere."""
