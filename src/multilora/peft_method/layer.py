@@ -52,7 +52,8 @@ class MultiLoraLayer(BaseTunerLayer):
             config.alpha_for(r, alpha), r, rank_stabilized=config.use_rslora
         )
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
-        self.multilora_dropout[adapter_name] = dropout
+        # A new module is in training mode; this one takes the mode of the layer it joins.
+        self.multilora_dropout[adapter_name] = dropout.train(self.get_base_layer().training)
         self.multilora_A[adapter_name] = nn.Parameter(torch.empty(n * r, self.in_features))
         self.multilora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, n * r))
         scale_shape = (self.out_features, n) if config.scaling == "vector" else (n,)

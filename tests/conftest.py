@@ -1,0 +1,125 @@
+"""Tiny real models and tokenizers, made from configs; nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Real data in its public formats, if a folder `shared/` lies beside the checkout; tests skip without it.
+REAL_DATA = REPOSITORY.parent / "shared" / "data"
+
+torch.set_num_threads(1)
+
+
+def make_tokenizer(**special: str) -> Any:
+    """A byte-level BPE tokenizer; by default with <pad> 0, <s> 1, </s> 2."""
+    special = special or {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    text = ["### Instruction: ### Response: the answer to the question is yes or no and one two three four five"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=list(dict.fromkeys(special.values())),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(text * 5, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def make_llama(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """A two-layer LLaMA with random weights, always the same ones."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = LlamaConfig(**{**settings, **options})
+    return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def make_gpt2() -> Any:
+    """A two-layer GPT-2, whose linear maps are `Conv1D`."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def randomise(model: Any, adapter_name: str = "default", seed: int = 1) -> None:
+    """Give an adapter's scales values, so that it does something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "multilora_scale" in name and name.endswith(adapter_name):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A saved tiny LLaMA with its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    make_llama().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, model_folder: Path) -> dict[str, Any]:
+    """A small whole recipe: two tasks of the user's own, one with choices and one with free text."""
+    yes_no = [
+        {"question": f"is {i} even", "answer": "yes" if i % 2 == 0 else "no", "shown": str(i)} for i in range(40)
+    ]
+    echo = [{"word": f"item{i}", "twice": f"item{i} item{i}"} for i in range(24)]
+    write_jsonl(tmp_path / "even.jsonl", yes_no)
+    write_jsonl(tmp_path / "echo.jsonl", echo)
+    return {
+        "model": {"name_or_path": str(model_folder), "dtype": "float32"},
+        "adapter": {"method": "multilora", "r": 2, "num_branches": 3},
+        "tasks": [
+            {
+                "name": "even",
+                "path": str(tmp_path / "even.jsonl"),
+                "prompt": "{{ question }}?",
+                "response": "{{ answer }}",
+                "choices": ["yes", "no"],
+            },
+            {
+                "name": "echo",
+                "path": str(tmp_path / "echo.jsonl"),
+                "prompt": "say {{ word }} twice",
+                "response": "{{ twice }}",
+            },
+        ],
+        "data": {"max_length": 128},
+        "training": {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.01, "logging_steps": 1},
+        "evaluation": {"max_new_tokens": 8},
+        "output_dir": str(tmp_path / "run"),
+    }
