@@ -94,9 +94,7 @@ def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
 @pytest.fixture
 def recipe(tmp_path: Path, model_folder: Path) -> dict[str, Any]:
     """A small whole recipe: two tasks of the user's own, one with choices and one with free text."""
-    yes_no = [
-        {"question": f"is {i} even", "answer": "yes" if i % 2 == 0 else "no", "shown": str(i)} for i in range(40)
-    ]
+    yes_no = [{"question": f"is {i} even", "answer": "yes" if i % 2 == 0 else "no", "shown": str(i)} for i in range(40)]
     echo = [{"word": f"item{i}", "twice": f"item{i} item{i}"} for i in range(24)]
     write_jsonl(tmp_path / "even.jsonl", yes_no)
     write_jsonl(tmp_path / "echo.jsonl", echo)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import reference
 from multilora import functional
 
 sizes = st.integers(1, 7)
@@ -30,8 +30,17 @@ def branches(A, B, scale, n):
 
 
 @settings(max_examples=40, deadline=None)
-@given(d_in=sizes, d_out=sizes, n=st.integers(1, 4), r=st.integers(1, 4), tokens=sizes, seed=st.integers(0, 2**31),
-       scaling=st.sampled_from(["vector", "scalar"]), alpha=st.floats(0.1, 10), bias=st.booleans())
+@given(
+    d_in=sizes,
+    d_out=sizes,
+    n=st.integers(1, 4),
+    r=st.integers(1, 4),
+    tokens=sizes,
+    seed=st.integers(0, 2**31),
+    scaling=st.sampled_from(["vector", "scalar"]),
+    alpha=st.floats(0.1, 10),
+    bias=st.booleans(),
+)
 def test_forward_and_gradients_equal_the_loops(d_in, d_out, n, r, tokens, seed, scaling, alpha, bias):
     A, B, scale = draw_parameters(d_in, d_out, n, r, scaling, seed)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -55,8 +64,14 @@ def test_forward_and_gradients_equal_the_loops(d_in, d_out, n, r, tokens, seed, 
 
 
 @settings(max_examples=25, deadline=None)
-@given(d_in=st.integers(1, 5), d_out=st.integers(1, 5), n=st.integers(1, 3), r=st.integers(1, 3),
-       seed=st.integers(0, 2**31), scaling=st.sampled_from(["vector", "scalar"]))
+@given(
+    d_in=st.integers(1, 5),
+    d_out=st.integers(1, 5),
+    n=st.integers(1, 3),
+    r=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+    scaling=st.sampled_from(["vector", "scalar"]),
+)
 def test_delta_weight_equals_the_loops(d_in, d_out, n, r, seed, scaling):
     A, B, scale = (p.detach() for p in draw_parameters(d_in, d_out, n, r, scaling, seed))
     ours = functional.delta_weight(A, B, scale, 0.7)

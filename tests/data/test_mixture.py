@@ -40,8 +40,10 @@ def test_every_epoch_has_its_own_order():
 
 
 @settings(max_examples=30)
-@given(counts=st.dictionaries(st.text("abcd", min_size=1, max_size=2), st.integers(0, 300), min_size=1, max_size=4),
-       seed=st.integers(0, 5))
+@given(
+    counts=st.dictionaries(st.text("abcd", min_size=1, max_size=2), st.integers(0, 300), min_size=1, max_size=4),
+    seed=st.integers(0, 5),
+)
 def test_every_stretch_holds_about_the_asked_shares(counts, seed):
     order = mixture.interleave(counts, seed)
     total = sum(counts.values())

@@ -61,7 +61,9 @@ def test_only_the_response_is_trained_on(tokenizer):
     assert item["task_ids"] == [5] * len(item["input_ids"])
 
 
-@given(prefix=st.lists(st.integers(3, 9), min_size=1, max_size=30), response=st.integers(1, 20), limit=st.integers(8, 40))
+@given(
+    prefix=st.lists(st.integers(3, 9), min_size=1, max_size=30), response=st.integers(1, 20), limit=st.integers(8, 40)
+)
 def test_a_long_prompt_loses_its_start_and_keeps_bos(prefix, response, limit):
     ids = [1, *prefix]
     fitted = fit(ids, [7] * response, limit, bos=1)

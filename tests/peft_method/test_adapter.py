@@ -150,8 +150,11 @@ def test_alpha_and_patterns_reach_the_layers():
     model = get_peft_model(
         make_llama(),
         config(
-            r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj"],
-            rank_pattern={"q_proj": 2}, alpha_pattern={"k_proj": 1},
+            r=4,
+            lora_alpha=8,
+            target_modules=["q_proj", "k_proj", "v_proj"],
+            rank_pattern={"q_proj": 2},
+            alpha_pattern={"k_proj": 1},
         ),
     )
     layers = {name.rsplit(".", 1)[-1]: m for name, m in model.named_modules() if isinstance(m, MultiLoraLayer)}
@@ -174,7 +177,7 @@ def test_dropout_only_while_training():
 
 
 def test_what_cannot_be_adapted_is_named():
-    with pytest.raises(AdapterError, match="embed_tokens.*Embedding.*linear maps"):
+    with pytest.raises(AdapterError, match=r"embed_tokens.*Embedding.*linear maps"):
         get_peft_model(make_llama(), config(target_modules=["embed_tokens"]))
 
 

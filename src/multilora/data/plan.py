@@ -10,7 +10,6 @@ recipe.mixture, steps ──► apportion, draw, interleave ──────�
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +23,10 @@ from multilora.errors import DataError, RecipeError
 from multilora.files import write_json
 from multilora.progress import progress
 from multilora.recipe import Recipe
+from multilora.tasks import make_task
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from multilora.tasks.base import Task
 
 TABLE_FILE, SUMMARY_FILE = "plan.arrow", "plan.json"
 
@@ -127,9 +125,7 @@ class Plan:
         write_json(folder / SUMMARY_FILE, self.as_dict())
 
 
-def make_plan(
-    recipe: Recipe, tokenizer: Any, *, max_length: int, examples_per_step: int, tasks: Sequence[Task]
-) -> Plan:
+def make_plan(recipe: Recipe, tokenizer: Any, *, max_length: int, examples_per_step: int) -> Plan:
     """Load, tokenise and order all training examples.
 
     Args:
@@ -137,7 +133,6 @@ def make_plan(
         tokenizer: the base's
         max_length: of an example, in tokens
         examples_per_step: per optimizer step over all processes and accumulated batches
-        tasks: the recipe's tasks
 
     Raises:
         RecipeError: with one problem per task whose data cannot be used.
@@ -145,17 +140,17 @@ def make_plan(
     renderer = Renderer(tokenizer)
     tokenized: dict[str, TokenizedTask] = {}
     problems: list[str] = []
-    with progress("tokenizing", len(tasks)) as advance:
-        for task, section in zip(tasks, recipe.tasks, strict=True):
-            advance(0, note=task.name)
+    with progress("tokenizing", len(recipe.tasks)) as advance:
+        for section in recipe.tasks:
+            advance(0, note=section.name)
             try:
-                examples = task.load("train")
+                examples = make_task(section).load("train")
                 if section.max_examples is not None and section.max_examples < len(examples):
                     # A fixed random subset: sources are often sorted.
-                    keep = mixture.generator(recipe.mixture.seed, "subset", task.name)
+                    keep = mixture.generator(recipe.mixture.seed, "subset", section.name)
                     chosen = np.sort(keep.permutation(len(examples))[: section.max_examples])
                     examples = examples.select(chosen)
-                tokenized[task.name] = tokenize_task(task.name, examples, renderer, max_length)
+                tokenized[section.name] = tokenize_task(section.name, examples, renderer, max_length)
             except DataError as error:
                 problems.append(str(error))
             advance()

@@ -18,7 +18,6 @@ from multilora.modeling import FULL, attach, load_base, load_tokenizer, paramete
 from multilora.progress import progress
 from multilora.recipe import Recipe
 from multilora.rundir import RECIPE_FILE, Run, check_free, weights_folder
-from multilora.tasks import make_task
 from multilora.training.arguments import training_arguments
 from multilora.training.environment import environment
 from multilora.training.trainer import MultiTaskTrainer
@@ -57,7 +56,6 @@ def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
             load_tokenizer(recipe.model),
             max_length=max_length(recipe, model),
             examples_per_step=arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
-            tasks=[make_task(section) for section in recipe.tasks],
         )
     model = attach(model, recipe.adapter, seed=arguments.seed)
     if method == FULL and recipe.model.dtype == "bfloat16" and "bf16" not in recipe.training:

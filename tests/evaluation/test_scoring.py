@@ -1,0 +1,124 @@
+"""Scores against the plain way of computing them: one sequence at a time, no padding."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import make_gpt2, make_llama
+
+from multilora.data.tokenize import Renderer
+from multilora.evaluation.metrics import mean_and_stderr
+from multilora.evaluation.run import _is_right, score_tasks
+from multilora.evaluation.scoring import generate, log_likelihoods
+from multilora.recipe import EvaluationSection
+from multilora.tasks.base import Task, choice_example, free_example, to_dataset
+
+
+def ignore(*_, **__):
+    pass
+
+
+SEQUENCES = [([1, 5, 6, 7], [8, 2]), ([1, 9], [10, 11, 12, 2]), ([1, 30, 31, 32, 33, 34, 35], [40]), ([1], [5, 2])]
+
+
+@pytest.mark.parametrize("make", [make_llama, make_gpt2])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_log_likelihoods_equal_the_plain_way(make, batch_size):
+    model = make()
+    found = log_likelihoods(model, SEQUENCES, pad=0, batch_size=batch_size, advance=ignore)
+    for (prefix, continuation), ours in zip(SEQUENCES, found, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prefix + continuation])).logits[0].log_softmax(-1)
+        plain = [logits[len(prefix) + i - 1, token] for i, token in enumerate(continuation)]
+        torch.testing.assert_close(ours, torch.stack(plain), rtol=1e-4, atol=1e-4)
+
+
+def test_generated_text_does_not_depend_on_the_batch(tokenizer):
+    model = make_llama()
+    prefixes = [[1, 5, 6, 7, 8, 9], [1, 20], [1, 40, 41]]
+    options = {"stop_ids": [2], "max_new_tokens": 6, "advance": ignore}
+    together = generate(model, tokenizer, prefixes, batch_size=3, **options)
+    assert together == generate(model, tokenizer, prefixes, batch_size=1, **options)
+    for prefix, text in zip(prefixes, together, strict=True):
+        ids = list(prefix)
+        with torch.no_grad():
+            for _ in range(6):
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+                if ids[-1] == 2:
+                    break
+        new = [token for token in ids[len(prefix) :] if token != 2]
+        assert text == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_generation_stops_at_the_stop_token(tokenizer):
+    model = make_llama()
+    (free,) = generate(model, tokenizer, [[1, 5, 6]], batch_size=1, stop_ids=[2], max_new_tokens=5, advance=ignore)
+    with torch.no_grad():
+        first = int(model(torch.tensor([[1, 5, 6]])).logits[0, -1].argmax())
+    (stopped,) = generate(
+        model, tokenizer, [[1, 5, 6]], batch_size=1, stop_ids=[first], max_new_tokens=5, advance=ignore
+    )
+    assert free != ""
+    assert stopped == ""
+
+
+class Fixed(Task):
+    def __init__(self, name, metric, examples):
+        super().__init__(name, metric)
+        self.examples = examples
+
+    def load(self, split):
+        return to_dataset(self.examples)
+
+
+def test_scores_of_a_task_with_choices(tokenizer):
+    model, renderer = make_llama(), Renderer(tokenizer)
+    examples = [choice_example(f"question {i}", ["yes", "no", "five"], i % 3) for i in range(12)]
+    task = Fixed("t", "accuracy", examples)
+    section = EvaluationSection(batch_size=5)
+    score = score_tasks(model, renderer, {"t": (task, examples)}, section, 128, "scoring")["t"]
+    right, loss, tokens = [], 0.0, 0
+    for example in examples:
+        prefix = renderer.prefix_ids(example["prompt"])
+        sums = []
+        for choice in example["choices"]:
+            ids = renderer.response_ids(choice)
+            with torch.no_grad():
+                logits = model(torch.tensor([prefix + ids + [2]])).logits[0].log_softmax(-1)
+            picked = [float(logits[len(prefix) + i - 1, token]) for i, token in enumerate([*ids, 2])]
+            sums.append(sum(picked[:-1]))
+            if choice == example["response"]:
+                loss, tokens = loss - sum(picked), tokens + len(picked)
+        right.append(max(range(3), key=sums.__getitem__) == example["labels"][0])
+    assert score.value == sum(right) / 12
+    assert score.loss == pytest.approx(loss / tokens, rel=1e-4)
+    assert (score.n, score.truncated) == (12, 0)
+
+
+def test_exact_match_compares_final_answers(tokenizer):
+    model, renderer = make_llama(), Renderer(tokenizer)
+    prompt = "say"
+    (said,) = generate(
+        model, tokenizer, [renderer.prefix_ids(prompt)], batch_size=1, stop_ids=[2], max_new_tokens=4, advance=ignore
+    )
+    assert said.strip()
+    examples = [free_example(prompt, "x", said.strip()), free_example(prompt, "x", "something else")]
+    task = Fixed("t", "exact_match", examples)
+    section = EvaluationSection(max_new_tokens=4)
+    score = score_tasks(model, renderer, {"t": (task, examples)}, section, 128, "scoring")["t"]
+    assert score.value == 0.5
+
+
+def test_a_tie_is_not_right():
+    """A model that says the same of every choice must not be right by the reference's place."""
+    example = choice_example("q", ["a", "b"], 1)
+    same = [torch.tensor([-1.0, -5.0]), torch.tensor([-1.0, -0.1])]
+    assert not _is_right(example, range(0, 2), same, closing=1)
+    assert _is_right(example, range(0, 2), [torch.tensor([-0.5, -5.0]), same[1]], closing=1)
+
+
+def test_mean_and_standard_error():
+    assert mean_and_stderr([True, False, True, True]) == (0.75, math.sqrt(0.75 * 0.25 / 3))
+    assert mean_and_stderr([True]) == (1.0, 0.0)

@@ -1,0 +1,116 @@
+"""Exported = original, in a process that has never heard of multilora."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_gpt2, make_llama, randomise
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from multilora import MultiLoraConfig, export_lora
+from multilora.errors import AdapterError, RunDirectoryError
+
+IDS = torch.arange(3, 27).reshape(2, 12)
+
+STOCK = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base, adapter, kind = sys.argv[1:4]
+ids = torch.arange(3, 27).reshape(2, 12)
+if kind == "lora":
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+else:
+    model = AutoModelForCausalLM.from_pretrained(adapter, dtype=torch.float32)
+with torch.no_grad():
+    logits = model.eval()(ids).logits
+assert "multilora" not in sys.modules
+torch.save(logits, sys.argv[4])
+"""
+
+
+def stock_logits(base: Path, exported: Path, kind: str, tmp_path: Path) -> torch.Tensor:
+    out = tmp_path / f"{kind}.pt"
+    subprocess.run([sys.executable, "-c", STOCK, base, exported, kind, out], check=True, capture_output=True)
+    return torch.load(out)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+def test_a_run_exported_both_ways_gives_the_same_logits(recipe, tmp_path, model_folder):
+    import multilora
+
+    run = multilora.train(recipe, ["training.max_steps=20", "training.learning_rate=0.05"])
+    expected = logits(run.load_model())
+    assert (expected - logits(run.load_base())).abs().max() > 1e-2
+    lora = multilora.export_lora(run, tmp_path / "lora")
+    merged = multilora.export_merged(run, tmp_path / "merged")
+    for kind, folder in (("lora", lora), ("merged", merged)):
+        difference = (stock_logits(model_folder, folder, kind, tmp_path) - expected).abs().max()
+        assert difference < 1e-5, kind
+
+
+@pytest.mark.parametrize("make", [make_llama, make_gpt2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scaling": "scalar", "lora_alpha": 3, "use_rslora": True},
+        {"rank_pattern": {"q_proj": 2, "c_attn": 2}, "alpha_pattern": {"v_proj": 9, "c_proj": 9}},
+        {"bias": "multilora_only"},
+    ],
+    ids=["plain", "scalar-rslora", "patterns", "bias"],
+)
+def test_exported_adapter_equals_the_original(tmp_path, make, options):
+    model = get_peft_model(
+        make(), MultiLoraConfig(**{"r": 4, "num_branches": 3, "target_modules": "all-linear", **options})
+    )
+    randomise(model)
+    if options.get("bias"):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("base_layer.bias"):
+                    parameter.add_(0.3)
+    folder = export_lora(model, tmp_path / "out")
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(make(), folder)), logits(model), rtol=1e-5, atol=1e-5)
+
+
+def test_modules_trained_whole_go_along(tmp_path):
+    model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    randomise(model)
+    with torch.no_grad():
+        model.base_model.model.lm_head.modules_to_save["default"].weight.mul_(1.5)
+    folder = export_lora(model, tmp_path / "out")
+    assert torch.equal(logits(PeftModel.from_pretrained(make_llama(), folder)), logits(model))
+
+
+def test_one_of_several_adapters(tmp_path):
+    model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj", "v_proj"]))
+    model.add_adapter("other", MultiLoraConfig(r=2, num_branches=2, target_modules=["up_proj"]))
+    randomise(model, "other")
+    model.set_adapter("other")
+    folder = export_lora(model, tmp_path / "out", adapter_name="other")
+    loaded = PeftModel.from_pretrained(make_llama(), folder)
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_multilora_is_refused(tmp_path):
+    model = get_peft_model(make_llama(), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(AdapterError, match="LoraConfig"):
+        export_lora(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_taken_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(RunDirectoryError, match="is not empty"):
+        export_lora(model, tmp_path)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["file"]

@@ -1,0 +1,123 @@
+"""The loss: only trained tokens, by task, the same however it is batched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make_gpt2, make_llama
+from transformers import TrainingArguments
+
+import multilora
+from multilora import MultiTaskTrainer
+from multilora.data.collate import Collator
+from multilora.errors import InputError
+from multilora.recipe import Recipe
+from multilora.training.run import prepare
+from multilora.training.trainer import token_losses
+
+
+def batch_of(recipe, count=6):
+    dataset = multilora.plan(recipe).dataset()
+    return Collator(0)([dataset[line] for line in range(count)])
+
+
+@pytest.mark.parametrize("make", [make_llama, make_gpt2])
+def test_token_losses_are_the_models_own_loss(recipe, make):
+    batch, model = batch_of(recipe), make()
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        losses, trained = token_losses(model, inputs, batch["labels"])
+        expected = model(**inputs, labels=batch["labels"]).loss
+    assert losses.numel() == trained.sum() == (batch["labels"] != -100).sum()
+    torch.testing.assert_close(losses.mean(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_logits_are_taken_only_where_a_row_trains(recipe):
+    batch, model = batch_of(recipe), make_llama()
+    shapes = []
+    model.lm_head.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
+    with torch.no_grad():
+        token_losses(model, {"input_ids": batch["input_ids"]}, batch["labels"])
+    needed = (batch["labels"][:, 1:] != -100).any(dim=0).sum()
+    assert shapes == [(6, needed, 320)]
+    assert needed < batch["labels"].shape[1] / 2
+
+
+def test_task_losses_add_up_to_the_logged_loss(recipe):
+    run = multilora.train(recipe)
+    lines = [line for line in run.metrics if "loss" in line]
+    assert len(lines) == 4
+    plan = multilora.plan(recipe, [f"output_dir={run.path}-unused"])
+    per_step = plan.examples_per_step
+    for step, line in enumerate(lines):
+        rows = plan.table.slice(step * per_step, per_step).to_pylist()
+        total = count = 0.0
+        for place, name in enumerate(plan.task_names):
+            tokens = sum(row["trained_tokens"] for row in rows if row["task"] == place)
+            assert (f"loss/{name}" in line) == (tokens > 0)
+            total += tokens * line.get(f"loss/{name}", 0.0)
+            count += tokens
+        assert line["loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+def trained_weights(recipe, path, *overrides):
+    run = multilora.train(recipe, [f"output_dir={path}", *overrides])
+    from safetensors.torch import load_file
+
+    return run, load_file(run.weights / "adapter_model.safetensors")
+
+
+def test_accumulated_equals_a_big_batch(recipe, tmp_path):
+    run, big = trained_weights(recipe, tmp_path / "big")
+    accumulated_run, accumulated = trained_weights(
+        recipe,
+        tmp_path / "accumulated",
+        "training.per_device_train_batch_size=1",
+        "training.gradient_accumulation_steps=4",
+    )
+    for key, value in big.items():
+        torch.testing.assert_close(accumulated[key], value, rtol=1e-3, atol=1e-5)
+    for ours, theirs in zip(run.metrics, accumulated_run.metrics, strict=True):
+        for key in ours.keys() & {"loss", "loss/even", "loss/echo"}:
+            assert theirs[key] == pytest.approx(ours[key], rel=1e-4)
+
+
+def test_same_recipe_same_weights(recipe, tmp_path):
+    _, first = trained_weights(recipe, tmp_path / "a")
+    _, second = trained_weights(recipe, tmp_path / "b")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_trainer_refuses_a_plan_for_another_batch_size(recipe, tmp_path):
+    prepared = prepare(Recipe.load(recipe))
+    args = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=3, report_to="none")
+    with pytest.raises(InputError, match=r"3 examples per step.*the plan holds 4"):
+        MultiTaskTrainer(prepared.model, args, prepared.plan)
+
+
+def test_the_trainer_takes_a_users_own_arguments_and_callbacks(recipe, tmp_path):
+    from transformers import TrainerCallback
+
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(state.global_step)
+
+    prepared = prepare(Recipe.load(recipe))
+    args = TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=2, report_to="none", save_strategy="no"
+    )
+    MultiTaskTrainer(model=prepared.model, args=args, plan=prepared.plan, callbacks=[Watch()]).train()
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize(("method", "ratio"), [("multilora", 0.95), ("full", 0.5)])
+def test_training_lowers_the_loss(recipe, method, ratio):
+    """An adapter can do little on random weights whose output head stays; all weights can do much."""
+    run = multilora.train(
+        recipe, [f"adapter={{method: {method}}}", "training.max_steps=60", "training.learning_rate=0.02"]
+    )
+    lines = [line["loss"] for line in run.metrics if "loss" in line]
+    assert sum(lines[-5:]) < ratio * sum(lines[:5])
