@@ -1,0 +1,5 @@
+"""`python -m multilora`."""
+
+from multilora.cli import main
+
+main()
