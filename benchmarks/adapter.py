@@ -134,7 +134,8 @@ def main() -> None:
     base, linears = "frozen base", LAYERS * 7
     lines = [
         f"{LAYERS} layers, hidden {HIDDEN}, MLP {MLP}, bfloat16 base, {BATCH} x {LENGTH} tokens, "
-        f"{arguments.rounds} rounds; torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads",
+        f"{arguments.rounds} rounds; torch {torch.__version__}, {platform.machine()}, "
+        f"{torch.get_num_threads()} threads",
         "",
         "| | step (s) | x base | saved above base, bytes per token and linear |",
         "|---|---|---|---|",

@@ -32,6 +32,7 @@ class MultiLoraConfig(PeftConfig):
         alpha_pattern: module name or regular expression -> alpha, where it differs from `lora_alpha`.
         bias: `"none"`, `"all"` or `"multilora_only"`: which biases of the base are trained too.
         modules_to_save: other modules to train whole and save with the adapter.
+        trainable_token_indices: token ids whose embeddings are trained too, or embedding name -> ids.
 
     Raises:
         AdapterError: options out of range or in conflict; all of them are named together.
@@ -52,6 +53,10 @@ class MultiLoraConfig(PeftConfig):
     alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "module -> alpha"})
     bias: Literal["none", "all", "multilora_only"] = field(default="none", metadata={"help": "biases to train"})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules to train whole"})
+
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "token ids whose embeddings are trained"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

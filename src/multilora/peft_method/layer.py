@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from multilora import functional
 from multilora.errors import AdapterError
+from multilora.peft_method import fused
 from multilora.peft_method.config import MultiLoraConfig
 
 
@@ -25,7 +27,7 @@ class MultiLoraLayer(BaseTunerLayer):
     adapter_layer_names = ("multilora_A", "multilora_B", "multilora_scale")
     other_param_names = ("r", "num_branches", "scaling_constant", "multilora_dropout")
 
-    def __init__(self, base_layer: nn.Module, **_: Any) -> None:
+    def __init__(self, base_layer: nn.Module, **quantization: Any) -> None:
         self.base_layer = base_layer
         self.r: dict[str, int] = {}
         self.num_branches: dict[str, int] = {}
@@ -38,10 +40,8 @@ class MultiLoraLayer(BaseTunerLayer):
         self.merged_adapters: list[str] = []
 
         inner = self.get_base_layer()
-        if isinstance(inner, Conv1D):
-            self.in_features, self.out_features = inner.weight.shape
-        else:
-            self.in_features, self.out_features = inner.in_features, inner.out_features
+        self.quantization_backend = resolve_quantization_backend(inner, **quantization)
+        self.in_features, self.out_features = _get_in_out_features(inner)
 
     def update_layer(self, adapter_name: str, *, config: MultiLoraConfig, r: int, alpha: float | None) -> None:
         """Add the branches of a new adapter; `r` and `alpha` are this module's own (after the patterns)."""
@@ -111,24 +111,62 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
         config: MultiLoraConfig,
         r: int,
         alpha: float | None,
+        **quantization: Any,
     ) -> None:
         super().__init__()
-        MultiLoraLayer.__init__(self, base_layer)
+        MultiLoraLayer.__init__(self, base_layer, **quantization)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config=config, r=r, alpha=alpha)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """x [..., d_in] -> [..., d_out], the base plus every active adapter's update."""
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
+        """x [..., d_in] -> [..., d_out], the base plus every active adapter's update.
+
+        `adapter_names` gives each row of the batch an adapter of its own (`"__base__"` for none), at inference.
+
+        Raises:
+            AdapterError: `adapter_names` is not one per row, or adapters are merged.
+        """
         if self.disable_adapters and self.merged:
             self.unmerge()
+        if adapter_names is not None and not self.disable_adapters:
+            return self._mixed_batch_forward(x, adapter_names, *args, **kwargs)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, for the base and for the branches
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
         for name in self.active_adapters:
             if name in self.multilora_A:
+                result = self._add_branches(result, x, name)
+        return result
+
+    def _add_branches(self, result: Tensor, x: Tensor, name: str) -> Tensor:
+        dropout = self.multilora_dropout[name]
+        if fused.applies(self.base_layer, result, x):
+            return fused.add_branches(
+                result,
+                x,
+                self.multilora_A[name],
+                self.multilora_B[name],
+                self.multilora_scale[name],
+                self.scaling_constant[name],
+                dropout=dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0,
+                in_place=fused.may_overwrite(self.base_layer, result),
+            )
+        A, up = self.effective_factors(name)
+        return result + functional.low_rank_forward(dropout(x), A, up).to(result.dtype)
+
+    def _mixed_batch_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        if len(adapter_names) != len(x):
+            raise AdapterError(f"adapter_names has {len(adapter_names)} names for {len(x)} rows; give one per row")
+        if self.merged:
+            raise AdapterError("adapter_names cannot be used while adapters are merged; call unmerge_adapter first")
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        for name in dict.fromkeys(adapter_names):
+            if name in self.multilora_A:
+                rows = [row for row, wanted in enumerate(adapter_names) if wanted == name]
                 A, up = self.effective_factors(name)
-                update = functional.low_rank_forward(self.multilora_dropout[name](x), A, up)
-                result = result + update.to(result.dtype)
+                result[rows] += functional.low_rank_forward(x[rows], A, up).to(result.dtype)
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -139,8 +177,14 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
             adapter_names: the adapters to merge; the active ones when None.
 
         Raises:
-            AdapterError: `safe_merge` met a non-finite number; the base is unchanged.
+            AdapterError: `safe_merge` met a non-finite number, or the base is quantised in a way that cannot be
+                merged into; the base is unchanged.
         """
+        backend = self.quantization_backend
+        if backend is not None and not backend.supports_merge:
+            raise AdapterError(
+                f"a {backend.backend_name} layer cannot be merged into; export the adapter as a plain LoRA instead"
+            )
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.multilora_A:
                 continue

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.other import get_pattern_key
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    get_quantization_kwargs,
+    resolve_quantization_backend,
+)
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from multilora.errors import AdapterError
 from multilora.peft_method.config import MultiLoraConfig
 from multilora.peft_method.layer import MultiLoraLayer, MultiLoraLinear
+
+
+def _pass_adapter_names(
+    names: list[str], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {**kwargs, "adapter_names": names}
 
 
 class MultiLoraModel(BaseTuner):
@@ -39,16 +52,50 @@ class MultiLoraModel(BaseTuner):
             target.update_layer(adapter_name, config=config, r=r, alpha=alpha)
             return
         inner = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if not isinstance(inner, nn.Linear | Conv1D):
+        quantization = get_quantization_kwargs(self)
+        backend = resolve_quantization_backend(inner, **quantization)
+        linear = isinstance(inner, nn.Linear | Conv1D) or (backend is not None and backend.layer_type == "linear")
+        if not linear:
             raise AdapterError(
                 f"cannot adapt {current_key!r}: it is a {type(inner).__name__}, and MultiLoRA adapts linear maps "
                 "(nn.Linear and transformers' Conv1D). Name only linear modules in target_modules, or use "
                 "target_modules='all-linear'; to train this module whole, list it in modules_to_save"
             )
-        new = MultiLoraLinear(target, adapter_name, config=config, r=r, alpha=alpha)
+        new = MultiLoraLinear(target, adapter_name, config=config, r=r, alpha=alpha, **quantization)
         if adapter_name not in self.active_adapters:
             new.requires_grad_(False)  # a further adapter is not trained until it is made active
         self._replace_module(parent, target_name, new, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT calls this around forward and generate: hands `adapter_names` down to the layers, row by row."""
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise AdapterError("adapter_names is for inference; call model.eval() first")
+        known = {name for m in self.modules() if isinstance(m, MultiLoraLayer) for name in m.multilora_A}
+        unknown = sorted(set(names) - known - {"__base__"})
+        if unknown:
+            raise AdapterError(f"adapter_names: no adapter {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        beams = kwargs.get("num_beams") or 1
+        repeated = [name for name in names for _ in range(beams)]
+        encoder = self.model.get_encoder() if hasattr(self.model, "get_encoder") else None
+        # An encoder runs once per row, the decoder once per beam; without an encoder, transformers returns the model.
+        once = set() if encoder is None or encoder is self.model else set(encoder.modules())
+        handles = [
+            module.register_forward_pre_hook(
+                partial(_pass_adapter_names, names if module in once else repeated), with_kwargs=True
+            )
+            for module in self.modules()
+            if isinstance(module, MultiLoraLayer | AuxiliaryTrainingWrapper)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
