@@ -9,6 +9,7 @@ import torch
 from conftest import make_gpt2, make_llama
 
 from multilora.data.tokenize import Renderer
+from multilora.errors import DataError
 from multilora.evaluation.metrics import mean_and_stderr
 from multilora.evaluation.run import _is_right, score_tasks
 from multilora.evaluation.scoring import generate, log_likelihoods
@@ -94,7 +95,18 @@ def test_scores_of_a_task_with_choices(tokenizer):
         right.append(max(range(3), key=sums.__getitem__) == example["labels"][0])
     assert score.value == sum(right) / 12
     assert score.loss == pytest.approx(loss / tokens, rel=1e-4)
-    assert (score.n, score.truncated) == (12, 0)
+    assert (score.n, score.truncated, score.dropped) == (12, 0, 0)
+
+
+def test_truncated_and_dropped_are_counted(tokenizer):
+    long = "one two three " * 30
+    examples = [free_example("say", "x"), free_example(long, "x"), free_example("say", long)]
+    task = Fixed("t", "none", examples)
+    section = EvaluationSection()
+    score = score_tasks(make_llama(), Renderer(tokenizer), {"t": (task, examples)}, section, 60, "scoring")["t"]
+    assert (score.n, score.truncated, score.dropped) == (2, 1, 1)
+    with pytest.raises(DataError, match="none of the 1 evaluation examples"):
+        score_tasks(make_llama(), Renderer(tokenizer), {"t": (task, examples[2:])}, section, 60, "scoring")
 
 
 def test_exact_match_compares_final_answers(tokenizer):

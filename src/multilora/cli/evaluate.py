@@ -37,7 +37,8 @@ def evaluate(
                 f"{before.loss:.3f}",
                 f"{after.loss:.3f}",
                 f"{after.truncated:,}",
+                f"{after.dropped:,}",
             ]
         )
-    columns = ["task", "metric", "n", "before", "after", "loss before", "loss after", "truncated"]
+    columns = ["task", "metric", "n", "before", "after", "loss before", "loss after", "truncated", "dropped"]
     table("score in percent ± standard error; loss in nats per response token", columns, rows)

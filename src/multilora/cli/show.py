@@ -26,12 +26,14 @@ def console() -> Console:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column is text, the others are numbers."""
-    made = Table(title=title, title_justify="left")
+    out = console()
+    out.print(title, soft_wrap=True, highlight=False)
+    made = Table()
     for number, column in enumerate(columns):
         made.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows:
         made.add_row(*row)
-    console().print(made)
+    out.print(made)
 
 
 def percent(score: TaskScore) -> str:

@@ -11,7 +11,8 @@ class TaskScore:
     """One model on one task.
 
     metric: accuracy, exact_match or none; value: in [0, 1], None for `none`; n: examples; stderr: standard error of
-    the value; loss: mean nats per response token (end token included), over the same examples.
+    the value; loss: mean nats per response token (end token included), over the same examples; truncated: prompts that
+    lost their start; dropped: examples left out because a response alone is too long, as in training.
     """
 
     metric: str
@@ -20,6 +21,7 @@ class TaskScore:
     n: int
     loss: float
     truncated: int
+    dropped: int
 
 
 def mean_and_stderr(right: list[bool]) -> tuple[float, float]:

@@ -142,8 +142,9 @@ def _score_task(
     closing = renderer.closing_ids()
     sequences: list[tuple[list[int], list[int]]] = []
     spans: list[range] = []  # of each example's sequences; its reference response is the first
+    kept: list[Example] = []
     truncated = 0
-    for number, example in enumerate(examples):
+    for example in examples:
         prefix = renderer.prefix_ids(example["prompt"])
         choices = example["choices"]
         if choices:
@@ -155,13 +156,17 @@ def _score_task(
         continuations = [renderer.response_ids(response) + closing for response in responses]
         fitted = fit(prefix, max(continuations, key=len), length, bos)
         if fitted is None:
-            raise DataError(
-                f"task {task.name!r}, evaluation example {number}: a response of "
-                f"{max(map(len, continuations))} tokens does not fit into {length}; raise data.max_length"
-            )
+            advance(len(responses) + (task.metric == "exact_match"))
+            continue
+        kept.append(example)
         truncated += len(fitted) < len(prefix)
         sequences += [(fitted, continuation) for continuation in continuations]
         spans.append(range(start, len(sequences)))
+    if not kept:
+        raise DataError(
+            f"task {task.name!r}: none of the {len(examples)} evaluation examples has a response that fits into "
+            f"{length} tokens; raise data.max_length"
+        )
     found = log_likelihoods(
         model,
         sequences,
@@ -174,7 +179,7 @@ def _score_task(
     value: float | None = None
     stderr: float | None = None
     if task.metric == "accuracy":
-        right = [_is_right(example, span, found, len(closing)) for example, span in zip(examples, spans, strict=True)]
+        right = [_is_right(example, span, found, len(closing)) for example, span in zip(kept, spans, strict=True)]
         value, stderr = mean_and_stderr(right)
     elif task.metric == "exact_match":
         room = max(1, length - section.max_new_tokens)
@@ -188,9 +193,9 @@ def _score_task(
             batch_size=section.batch_size,
             advance=advance,
         )
-        right = [task.final_answer(text) == example["answer"] for text, example in zip(texts, examples, strict=True)]
+        right = [task.final_answer(text) == example["answer"] for text, example in zip(texts, kept, strict=True)]
         value, stderr = mean_and_stderr(right)
-    return TaskScore(task.metric, value, stderr, len(examples), -total / tokens, truncated)
+    return TaskScore(task.metric, value, stderr, len(kept), -total / tokens, truncated, len(examples) - len(kept))
 
 
 def _is_right(example: Example, span: range, found: Sequence[Any], closing: int) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
-from peft.utils import resolve_quantization_backend
+from peft.utils.quantization_utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -157,10 +157,16 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
         return result + functional.low_rank_forward(dropout(x), A, up).to(result.dtype)
 
     def _mixed_batch_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        # The wording of these errors is PEFT's own.
         if len(adapter_names) != len(x):
-            raise AdapterError(f"adapter_names has {len(adapter_names)} names for {len(x)} rows; give one per row")
+            raise AdapterError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
         if self.merged:
-            raise AdapterError("adapter_names cannot be used while adapters are merged; call unmerge_adapter first")
+            raise AdapterError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
         result: Tensor = self.base_layer(x, *args, **kwargs)
         for name in dict.fromkeys(adapter_names):
             if name in self.multilora_A:
@@ -190,7 +196,10 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
                 continue
             merged = self._shifted_base_weight(name, +1)
             if safe_merge and not torch.isfinite(merged).all():
-                raise AdapterError(f"merging adapter {name!r} gives non-finite weights; the base was left as it was")
+                raise AdapterError(
+                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken; "
+                    "the base was left as it was"
+                )
             self.set_base_weight(merged)
             self.merged_adapters.append(name)
 
@@ -214,6 +223,11 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """PEFT's own conversion (`peft.convert_to_lora`) applies; `multilora.export_lora` is exact and faster."""
         return True
+
+    def extra_repr(self) -> str:
+        """Names the quantisation of the base, if there is one."""
+        shown: str = quantization_extra_repr(self)
+        return shown
 
     def __repr__(self) -> str:
         return "multilora." + super().__repr__()

@@ -66,6 +66,10 @@ class MultiLoraModel(BaseTuner):
             new.requires_grad_(False)  # a further adapter is not trained until it is made active
         self._replace_module(parent, target_name, new, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's own also copies weight and device; our layers hold the base as it is and place their own parameters.
+        setattr(parent, child_name, new_module)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
         """PEFT calls this around forward and generate: hands `adapter_names` down to the layers, row by row."""
@@ -74,11 +78,16 @@ class MultiLoraModel(BaseTuner):
             yield
             return
         if self.training:
-            raise AdapterError("adapter_names is for inference; call model.eval() first")
+            raise AdapterError(
+                "Cannot pass `adapter_names` when the model is in training mode. Call model.eval() first."
+            )
         known = {name for m in self.modules() if isinstance(m, MultiLoraLayer) for name in m.multilora_A}
         unknown = sorted(set(names) - known - {"__base__"})
         if unknown:
-            raise AdapterError(f"adapter_names: no adapter {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+            raise AdapterError(
+                f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; "
+                f"there are {', '.join(sorted(known))}"
+            )
         beams = kwargs.get("num_beams") or 1
         repeated = [name for name in names for _ in range(beams)]
         encoder = self.model.get_encoder() if hasattr(self.model, "get_encoder") else None
