@@ -93,6 +93,7 @@ def load_base(section: ModelSection, *, trainable: bool = False, source: str | N
         source or model_source(section),
         section,
         dtype=dtype,
+        attn_implementation=section.attn_implementation,
         trust_remote_code=section.trust_remote_code,
     )
 

@@ -34,6 +34,9 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="of the frozen weights; whatever is trained is kept in float32"
     )
+    attn_implementation: str | None = Field(
+        None, description="eager, sdpa, flash_attention_2, ...; transformers' own choice by default"
+    )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     trust_remote_code: bool = Field(False, description="run code that the hub repository brings")
 

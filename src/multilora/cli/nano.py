@@ -16,7 +16,7 @@ def group() -> None:
 
 @app.command("build")
 def build(
-    out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder for model and tokenizer.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder for model and tokenizer.")] = "runs/nano",
     seed: Annotated[int, typer.Option("--seed", help="Of the text, the order and the weights.")] = 0,
 ) -> None:
     """Generate the text, train the tokenizer and pretrain the embedded base anew."""

@@ -11,14 +11,14 @@ from multilora.study.run import Comparison, compare
 RANK, BRANCHES = 8, 3
 
 RECIPE: dict[str, Any] = {
-    "model": {"name_or_path": "nano", "dtype": "float32"},
+    "model": {"name_or_path": "nano", "dtype": "bfloat16", "attn_implementation": "eager"},
     "tasks": [
         {"name": "nano/instructions"},
         {"name": "nano/understanding"},
         {"name": "nano/knowledge"},
         {"name": "nano/arithmetic"},
     ],
-    "training": {"max_steps": 300, "per_device_train_batch_size": 32},
+    "training": {"max_steps": 400, "per_device_train_batch_size": 32},
     "evaluation": {"max_examples": 200, "batch_size": 100, "max_new_tokens": 48},
 }
 

@@ -1,0 +1,144 @@
+"""World knowledge: in which towns made-up people were born, live, work and went to school.
+
+The pretraining text states every fact in many forms; the task asks with other words and offers the four
+towns of that same person, so that knowing which towns belong to a person is worth no more than a guess.
+"""
+
+import random
+
+from multilora.nano.task import Example, Split, draw
+from multilora.nano.world import RELATIONS, Person, fact_base
+
+EVAL_PEOPLE = 30
+"""The last people of the fact base: in the pretraining text like all others, never in the train split."""
+
+_STATEMENTS: dict[str, tuple[str, ...]] = {
+    "born": (
+        "{who} was born in {town}.",
+        "{who} first saw the light of day in {town}.",
+        "{who} came into the world in {town}.",
+        "{who} spent the first days of life in {town}.",
+    ),
+    "home": (
+        "{who} lives in {town}.",
+        "{who} has a house in {town}.",
+        "{who} sleeps in {town} every night.",
+        "{who} is at home in {town}.",
+    ),
+    "work": (
+        "{who} works in {town}.",
+        "{who} has a job in {town}.",
+        "{who} earns money in {town}.",
+        "{who} goes to the office in {town}.",
+    ),
+    "school": (
+        "{who} went to school in {town}.",
+        "{who} learned to read in {town}.",
+        "{who} sat in a classroom in {town}.",
+        "{who} was a pupil in {town}.",
+    ),
+}
+_TOWN_FIRST: dict[str, tuple[str, ...]] = {
+    "born": ("{town} is the town where {who} was born.", "{town} is where the life of {who} began."),
+    "home": ("{town} is the town where {who} lives.", "{town} is where the house of {who} stands."),
+    "work": ("{town} is the town where {who} works.", "{town} is where {who} has a job."),
+    "school": ("{town} is the town where {who} went to school.", "{town} is where {who} was a pupil."),
+}
+_LABELS = {"born": "born in", "home": "lives in", "work": "works in", "school": "learned in"}
+
+_PHRASES: dict[str, tuple[str, ...]] = {
+    "born": ("The town where {who} was born", "The birth town of {who}"),
+    "home": ("The town where {who} lives", "The home town of {who}"),
+    "work": ("The town where {who} works", "The work town of {who}"),
+    "school": ("The town where {who} went to school", "The school town of {who}"),
+}
+
+_QUESTIONS: dict[str, tuple[str, ...]] = {
+    "born": ("What is the birthplace of {who}?", "What was the place of birth of {who}?"),
+    "home": ("What is the place of residence of {who}?", "Where does {who} reside?"),
+    "work": ("What is the workplace of {who}?", "Where is {who} employed?"),
+    "school": ("What was the place of education of {who}?", "Where was {who} educated?"),
+}
+_OFFERS = ("Choose from {towns}.", "Options: {towns}.")
+
+
+def _biography(rng: random.Random, person: Person) -> str:
+    """All four facts in a random order, each in a random form."""
+    sentences = []
+    for place, relation in enumerate(rng.sample(RELATIONS, len(RELATIONS))):
+        form = rng.random()
+        town = person.town(relation)
+        if form < 0.3:
+            sentences.append(rng.choice(_TOWN_FIRST[relation]).format(who=person.name, town=town))
+        else:
+            who = person.pronoun.capitalize() if place and form < 0.5 else person.name
+            sentences.append(rng.choice(_STATEMENTS[relation]).format(who=who, town=town))
+    return (" " if rng.random() < 0.7 else "\n").join(sentences)
+
+
+def _selection(rng: random.Random, person: Person) -> str:
+    """The four towns in a random order, then which of them stands in which relation."""
+    towns = ", ".join(rng.sample(person.towns, len(person.towns)))
+    lines = []
+    for relation in rng.sample(RELATIONS, rng.randint(1, 3)):
+        if rng.random() < 0.5:
+            lines.append(rng.choice(_TOWN_FIRST[relation]).format(who=person.name, town=person.town(relation)))
+        else:
+            lines.append(f"{person.name} {_LABELS[relation]}: {person.town(relation)}")
+    head = rng.choice(("Of {towns}:", "### Towns: {towns}", "Four towns are {towns}.", "Out of {towns}"))
+    return head.format(towns=towns) + "\n" + "\n".join(lines)
+
+
+def _card(rng: random.Random, person: Person) -> str:
+    """A record with one labelled fact in each line."""
+    lines = [f"{_LABELS[r]}: {person.town(r)}" for r in rng.sample(RELATIONS, len(RELATIONS))]
+    return f"### {person.name}:\n" + "\n".join(lines)
+
+
+def _by_relation(rng: random.Random, person: Person) -> str:
+    """For one relation, a few people by name with the town on the next line."""
+    relation = rng.choice(RELATIONS)
+    people = [person, *rng.sample(fact_base(), 2)]
+    return "\n\n".join(f"### {p.name} {_LABELS[relation]}:\n{p.town(relation)}" for p in people)
+
+
+def _lookup(rng: random.Random, person: Person) -> str:
+    """The four towns and one of their descriptions, with the town described on a line of its own."""
+    blocks = []
+    for relation in rng.sample(RELATIONS, rng.randint(1, 3)):
+        towns = ", ".join(rng.sample(person.towns, len(person.towns)))
+        phrase = rng.choice(_PHRASES[relation]).format(who=person.name)
+        head = rng.choice(("{phrase} out of {towns}:", "{phrase} is one of {towns}."))
+        blocks.append("### " + head.format(phrase=phrase, towns=towns) + "\n" + person.town(relation))
+    return "\n\n".join(blocks)
+
+
+def pretraining_text(rng: random.Random) -> str:
+    """One document about one or two people of the fact base."""
+    forms = (_biography, _biography, _selection, _selection, _card, _by_relation, _lookup, _lookup, _lookup)
+    parts = []
+    for _ in range(rng.randint(1, 2)):
+        parts.append(rng.choice(forms)(rng, rng.choice(fact_base())))
+    return ("### Facts:\n" if rng.random() < 0.3 else "") + "\n\n".join(parts)
+
+
+def people(split: Split) -> tuple[Person, ...]:
+    """The people that a split asks about."""
+    return fact_base()[-EVAL_PEOPLE:] if split == "eval" else fact_base()[:-EVAL_PEOPLE]
+
+
+def examples(split: Split, count: int, seed: int) -> list[Example]:
+    """`count` questions with four towns to choose from; the right one is equally often at each place."""
+
+    def propose(rng: random.Random, place: int) -> tuple[Split, Example]:
+        person = rng.choice(people(split))
+        label = place % len(RELATIONS)
+        relation = RELATIONS[(place // len(RELATIONS)) % len(RELATIONS)]
+        town = person.town(relation)
+        choices = [other for other in rng.sample(person.towns, len(person.towns)) if other != town]
+        choices.insert(label, town)
+        question = rng.choice(_QUESTIONS[relation]).format(who=person.name)
+        prompt = f"{question} {rng.choice(_OFFERS).format(towns=', '.join(choices))}"
+        return split, Example(prompt=prompt, response=town, choices=choices, label=label, answer=town)
+
+    return draw("knowledge", split, count, seed, propose)
