@@ -4,12 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# Few, passive threads: spinning OpenMP threads make two processes on two cores crawl.
-export OMP_WAIT_POLICY = passive
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: install demo test test-slow check format benchmark clean
+.PHONY: install demo test check format benchmark clean
 
 install: $(STAMP)
 
@@ -22,12 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/multilora demo
 
-# Two workers, one torch thread each.
+# Two workers with one passive thread each: spinning OpenMP threads make two processes on two cores crawl.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
-
-test-slow: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff check .
@@ -39,7 +34,7 @@ format: install
 	$(BIN)/ruff format .
 
 benchmark: install
-	$(BIN)/python benchmarks/adapter.py
+	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/adapter.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -46,6 +46,7 @@ def test_every_writer_is_in_the_mixture() -> None:
         "instructions",
         "knowledge",
         "stories",
+        "sense",
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,29 @@ def mean_normalised(matrices: list[MatrixSpectrum]) -> Any:
     return np.mean([row[:length] for row in rows], axis=0)
 
 
+@contextmanager
+def _panels(names: Sequence[str], path: Path, y_label: str, *, share_y: bool) -> Iterator[list[Any]]:
+    """Axes with these titles, at most four in a row; the figure gets one legend and is saved when the block ends."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(4, max(1, len(names)))
+    rows = max(1, -(-len(names) // columns))
+    figure = Figure(figsize=(3.4 * columns, 2.8 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=share_y).flat)
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes, names, strict=False):
+        axis.set_title(name, fontsize=10)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(y_label)
+    yield axes[: len(names)]
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, len(labels)))
+    figure.savefig(path, dpi=110)
+
+
 def draw_spectra(spectra: Mapping[str, Spectrum], path: Path, *, longest: int = 64) -> None:
     """One panel per module type: the mean normalised spectrum of each method, on a log scale.
 
@@ -28,32 +52,15 @@ def draw_spectra(spectra: Mapping[str, Spectrum], path: Path, *, longest: int = 
         path: of the image; its suffix decides the format
         longest: show at most so many singular values
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     kinds = list(dict.fromkeys(kind for spectrum in spectra.values() for kind in spectrum.by_kind()))
-    columns = min(4, max(1, len(kinds)))
-    rows = -(-len(kinds) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.8 * rows + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for place, axis in enumerate(axes.flat):
-        if place >= len(kinds):
-            axis.set_visible(False)
-            continue
-        kind = kinds[place]
-        for label, spectrum in spectra.items():
-            values = mean_normalised(spectrum.by_kind().get(kind, []))[:longest]
-            # Below 1e-6 of the largest is rounding of the weights, not update.
-            axis.plot(np.arange(1, len(values) + 1), np.maximum(values, 1e-6), label=label, linewidth=1.5)
-        axis.set_yscale("log")
-        axis.set_title(kind, fontsize=10)
-        axis.set_xlabel("singular value")
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("sigma / sigma_1, mean over layers")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, len(labels)))
-    figure.savefig(path, dpi=110)
+    with _panels(kinds, path, "sigma / sigma_1, mean over layers", share_y=True) as axes:
+        for axis, kind in zip(axes, kinds, strict=True):
+            for label, spectrum in spectra.items():
+                values = mean_normalised(spectrum.by_kind().get(kind, []))[:longest]
+                # Below 1e-6 of the largest is rounding of the weights, not update.
+                axis.plot(np.arange(1, len(values) + 1), np.maximum(values, 1e-6), label=label, linewidth=1.5)
+            axis.set_yscale("log")
+            axis.set_xlabel("singular value")
 
 
 def draw_losses(metrics: Mapping[str, list[dict[str, float]]], tasks: list[str], path: Path) -> None:
@@ -64,26 +71,10 @@ def draw_losses(metrics: Mapping[str, list[dict[str, float]]], tasks: list[str],
         tasks: task names
         path: of the image; its suffix decides the format
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(4, len(tasks))
-    rows = -(-len(tasks) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.8 * rows + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for place, axis in enumerate(axes.flat):
-        if place >= len(tasks):
-            axis.set_visible(False)
-            continue
-        key = f"loss/{tasks[place]}"
-        for label, lines in metrics.items():
-            points = [(line["step"], line[key]) for line in lines if key in line]
-            axis.plot([step for step, _ in points], [loss for _, loss in points], label=label, linewidth=1.5)
-        axis.set_title(tasks[place], fontsize=10)
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("training loss")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, len(labels)))
-    figure.savefig(path, dpi=110)
+    with _panels(tasks, path, "training loss", share_y=False) as axes:
+        for axis, task in zip(axes, tasks, strict=True):
+            key = f"loss/{task}"
+            for label, lines in metrics.items():
+                points = [(line["step"], line[key]) for line in lines if key in line]
+                axis.plot([step for step, _ in points], [loss for _, loss in points], label=label, linewidth=1.5)
+            axis.set_xlabel("step")

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from multilora.nano import arithmetic, glossary, instructions, knowledge, stories
+from multilora.nano import arithmetic, glossary, instructions, knowledge, sense, stories
 
 if TYPE_CHECKING:
     import torch
@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 MIXTURE = (
     (instructions.pretraining_text, 0.24),
-    (stories.pretraining_text, 0.32),
-    (knowledge.pretraining_text, 0.25),
+    (stories.pretraining_text, 0.18),
+    (sense.pretraining_text, 0.10),
+    (knowledge.pretraining_text, 0.29),
     (arithmetic.pretraining_text, 0.15),
     (glossary.pretraining_text, 0.04),
 )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from multilora.nano.task import Example, Split, draw, split_of
 from multilora.nano.world import ANIMALS, FIRST_NAMES, FOODS, PLACES, THINGS, pronoun
 
-_OPPOSITES = (
+OPPOSITES = (
     ("open", "shut"),
     ("full", "empty"),
     ("wet", "dry"),
@@ -18,7 +18,7 @@ _OPPOSITES = (
     ("light", "dark"),
     ("warm", "cold"),
 )
-_SORTS = {"an animal": ANIMALS, "something to eat": FOODS, "a thing": THINGS}
+SORTS = {"an animal": ANIMALS, "something to eat": FOODS, "a thing": THINGS}
 _VERBS = ("has", "finds", "sees", "wants")
 
 
@@ -34,7 +34,7 @@ def _amounts(rng: random.Random, follows: bool) -> tuple[str, str]:
 def _states(rng: random.Random, follows: bool) -> tuple[str, str]:
     """Something is in one of two opposite states; in this one?"""
     name, what = rng.choice(FIRST_NAMES), rng.choice(PLACES + THINGS)
-    pair = rng.choice(_OPPOSITES)
+    pair = rng.choice(OPPOSITES)
     state, other = rng.sample(pair, 2)
     return f"{name} looks at the {what}. The {what} is {state}.", f"the {what} is {state if follows else other}"
 
@@ -42,8 +42,8 @@ def _states(rng: random.Random, follows: bool) -> tuple[str, str]:
 def _sorts(rng: random.Random, follows: bool) -> tuple[str, str]:
     """Somebody meets something of one sort; of that sort?"""
     name, verb, place = rng.choice(FIRST_NAMES), rng.choice(_VERBS), rng.choice(PLACES)
-    sort, other = rng.sample(tuple(_SORTS), 2)
-    word = rng.choice(_SORTS[sort])
+    sort, other = rng.sample(tuple(SORTS), 2)
+    word = rng.choice(SORTS[sort])
     passage = f"{name} goes to the {place}. {pronoun(name).capitalize()} {verb} the {word}."
     return passage, f"{name} {verb} {sort if follows else other}"
 

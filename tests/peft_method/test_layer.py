@@ -1,0 +1,179 @@
+"""The layer's own forward and backward equal the plain loops, whatever the surroundings."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import torch
+from conftest import make_llama, randomise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import get_peft_model
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from multilora import MultiLoraConfig
+from multilora.peft_method import MultiLoraLinear, fused
+
+
+def make_layer(d_in, d_out, n=3, r=2, *, bias=True, dtype=torch.float64, seed=0, **options):
+    torch.manual_seed(seed)
+    base = nn.Linear(d_in, d_out, bias=bias, dtype=dtype).requires_grad_(False)
+    config = MultiLoraConfig(r=r, num_branches=n, init_weights=False, **options)
+    layer = MultiLoraLinear(base, "default", config=config, r=r, alpha=None)
+    return layer.to(dtype)
+
+
+def parameters(layer):
+    return [getattr(layer, name)["default"] for name in layer.adapter_layer_names]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    d_in=st.integers(1, 6), d_out=st.integers(1, 6), n=st.integers(1, 4), r=st.integers(1, 3),
+    tokens=st.integers(1, 5), bias=st.booleans(), scaling=st.sampled_from(["vector", "scalar"]), seed=st.integers(0, 1000), alpha=st.floats(0.5, 9),
+)  # fmt: skip
+def test_forward_and_gradients_equal_the_loops(d_in, d_out, n, r, tokens, bias, scaling, seed, alpha):
+    layer = make_layer(d_in, d_out, n, r, bias=bias, seed=seed, scaling=scaling, lora_alpha=alpha)
+    x = torch.randn(tokens, d_in, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(tokens, d_out, dtype=torch.float64)
+    A, B, scale = parameters(layer)
+    inputs = (A, B, scale, x)
+    ours = layer(x)
+    mine = torch.autograd.grad((ours * weights).sum(), inputs)
+    branches = list(A.chunk(n)), list(B.chunk(n, dim=1)), [scale[..., i] for i in range(n)]
+    base = layer.base_layer
+    expected = reference.forward(x, base.weight, base.bias, *branches, alpha / r)
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+    for got, wanted in zip(mine, torch.autograd.grad((expected * weights).sum(), inputs), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+def plainly(monkeypatch):
+    monkeypatch.setattr(fused, "applies", lambda *_: False)
+
+
+@pytest.mark.parametrize("scaling", ["vector", "scalar"])
+@pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5), (2, 2, 3, 5)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_lean_form_equals_the_plain_one(monkeypatch, scaling, shape, bias):
+    layer = make_layer(5, 4, bias=bias, scaling=scaling)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    results = []
+    for _ in range(2):
+        y = layer(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), [x, *parameters(layer)])))
+        plainly(monkeypatch)
+    for lean, plain in zip(*results, strict=True):
+        torch.testing.assert_close(lean, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_only_the_input_and_one_narrow_vector_per_token_are_kept():
+    layer = make_layer(64, 64, n=3, r=2, bias=False, dtype=torch.float32)
+    owned = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.randn(10, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(x)
+    assert sorted(kept.values()) == [10 * 6 * 4, 10 * 64 * 4]
+
+
+def test_dropout_backward_uses_the_mask_of_its_forward():
+    """With a linear loss, the gradient of x is linear in the mask: finite differences under the same seed agree."""
+    layer = make_layer(6, 4, lora_dropout=0.5).train()
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+
+    def loss(value):
+        torch.manual_seed(3)
+        return layer(value).square().sum()
+
+    assert torch.autograd.gradcheck(loss, x)
+    torch.manual_seed(3)
+    first = layer(x)
+    assert torch.equal(layer(x), layer(x)) is False
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), first)
+
+
+def test_dropout_zeroes_the_asked_share_and_keeps_the_mean():
+    x = torch.ones(400, 250)
+    dropped = fused._dropped(x, 0.3, seed=1)
+    assert abs((dropped == 0).float().mean() - 0.3) < 0.01
+    assert abs(dropped.mean() - 1) < 0.01
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_changes_nothing(reentrant):
+    layer = make_layer(6, 4, lora_dropout=0.3).train()
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    results = []
+    for wrapped in (False, True):
+        torch.manual_seed(5)
+        y = checkpoint(layer, x, use_reentrant=reentrant) if wrapped else layer(x)
+        layer.zero_grad()
+        x.grad = None
+        y.square().sum().backward()
+        results.append([y.detach(), x.grad.clone(), *(p.grad.clone() for p in parameters(layer))])
+    for plain, checkpointed in zip(*results, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+def test_a_hook_on_the_base_sees_the_bases_own_output():
+    layer = make_layer(6, 4, bias=False)
+    seen = []
+    layer.base_layer.register_forward_hook(lambda _, __, output: seen.append(output))
+    x = torch.randn(3, 6, dtype=torch.float64)
+    y = layer(x)
+    torch.testing.assert_close(seen[0], x @ layer.base_layer.weight.T)
+    assert not torch.equal(y, seen[0])
+
+
+def test_autocast_computes_low_and_learns_high():
+    layer = make_layer(16, 8, dtype=torch.float32)
+    x = torch.randn(5, 16, requires_grad=True)
+    exact = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in parameters(layer))
+    assert x.grad.dtype == torch.float32
+    torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.05)
+
+
+def test_compiled_equals_eager():
+    layer = make_layer(6, 4, dtype=torch.float32)
+    x = torch.randn(3, 6, requires_grad=True)
+    y = layer(x)
+    wanted = torch.autograd.grad(y.square().sum(), [x, *parameters(layer)])
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(compiled, y, rtol=1e-5, atol=1e-5)
+    got = torch.autograd.grad(compiled.square().sum(), [x, *parameters(layer)])
+    for mine, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_each_row_its_own_adapter():
+    model = get_peft_model(make_llama(), MultiLoraConfig(r=2, target_modules="all-linear"))
+    model.add_adapter("other", MultiLoraConfig(r=3, num_branches=2, target_modules="all-linear"))
+    randomise(model)
+    randomise(model, "other", seed=2)
+    model.eval()
+    ids = torch.arange(3, 33).reshape(3, 10)
+    with torch.no_grad():
+        mixed = model(ids, adapter_names=["other", "__base__", "default"]).logits
+        for row, name in enumerate(["other", "__base__", "default"]):
+            if name == "__base__":
+                with model.disable_adapter():
+                    alone = model(ids).logits
+            else:
+                model.set_adapter(name)
+                alone = model(ids).logits
+            torch.testing.assert_close(mixed[row], alone[row], rtol=1e-4, atol=1e-4)
