@@ -30,9 +30,16 @@ def parameters(layer):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    d_in=st.integers(1, 6), d_out=st.integers(1, 6), n=st.integers(1, 4), r=st.integers(1, 3),
-    tokens=st.integers(1, 5), bias=st.booleans(), scaling=st.sampled_from(["vector", "scalar"]), seed=st.integers(0, 1000), alpha=st.floats(0.5, 9),
-)  # fmt: skip
+    d_in=st.integers(1, 6),
+    d_out=st.integers(1, 6),
+    n=st.integers(1, 4),
+    r=st.integers(1, 3),
+    tokens=st.integers(1, 5),
+    bias=st.booleans(),
+    scaling=st.sampled_from(["vector", "scalar"]),
+    seed=st.integers(0, 1000),
+    alpha=st.floats(0.5, 9),
+)
 def test_forward_and_gradients_equal_the_loops(d_in, d_out, n, r, tokens, bias, scaling, seed, alpha):
     layer = make_layer(d_in, d_out, n, r, bias=bias, seed=seed, scaling=scaling, lora_alpha=alpha)
     x = torch.randn(tokens, d_in, dtype=torch.float64, requires_grad=True)
