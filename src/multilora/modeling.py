@@ -140,6 +140,13 @@ def _is_linear(module: Any) -> bool:
     return isinstance(module, torch.nn.Linear | Conv1D)
 
 
+def best_device() -> torch.device:
+    """Where the Trainer would put a model: the first accelerator, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
 def parameter_counts(model: Any) -> tuple[int, int]:
     """(trainable, all) parameters; tied ones once."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]

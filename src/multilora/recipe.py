@@ -7,6 +7,7 @@ neither torch nor transformers; checking the `training:` and `adapter:` keys doe
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -138,7 +139,7 @@ class Recipe(Section):
             values: Any = source.model_dump(exclude_none=True)
             label = "recipe"
         elif isinstance(source, Mapping):
-            values, label = dict(source), "recipe"
+            values, label = copy.deepcopy(dict(source)), "recipe"
         else:
             values, label = _read_yaml(Path(source)), str(source)
         problems: list[str] = []
@@ -276,7 +277,7 @@ def _check_task(number: int, section: TaskSection) -> Iterator[str]:
     where = f"tasks.{number} ({section.name})"
     for key in ("path", "eval_path"):
         value = getattr(section, key)
-        if value is None or value.startswith(HUB_PREFIX):
+        if value is None or (value.startswith(HUB_PREFIX) and key == "path"):
             continue
         if not Path(value).expanduser().exists():
             yield (
@@ -327,7 +328,11 @@ def _check_adapter(section: AdapterSection) -> list[str]:
         from multilora.modeling import adapter_config
 
         try:
-            adapter_config(section)
+            if adapter_config(section).is_prompt_learning:
+                problems.append(
+                    f"adapter.method: `{section.method}` puts virtual tokens before the prompt, which the loss per "
+                    "task does not support; use a method that adapts weights"
+                )
         except (ValueError, TypeError) as error:
             problems.append(f"adapter: {error}")
     return problems

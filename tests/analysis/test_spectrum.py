@@ -10,7 +10,7 @@ import torch
 from conftest import make_gpt2, make_llama, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoHaConfig, LoraConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 
 from multilora import MultiLoraConfig
 from multilora.analysis.spectrum import (
@@ -19,6 +19,7 @@ from multilora.analysis.spectrum import (
     measures,
     singular_values_of_product,
 )
+from multilora.errors import AdapterError
 
 sizes = st.integers(1, 9)
 
@@ -83,6 +84,14 @@ def test_adapters_against_the_merged_model(make, config):
             rtol=1e-3,
             atol=1e-5,
         )
+
+
+def test_methods_without_a_weight_update_are_refused():
+    with pytest.raises(AdapterError, match="no additive weight update"):
+        adapter_spectrum(get_peft_model(make_llama(), IA3Config(task_type="CAUSAL_LM")), "ia3")
+    dora = get_peft_model(make_llama(), LoraConfig(target_modules=["q_proj"], use_dora=True))
+    with pytest.raises(AdapterError, match="more than the product of its factors"):
+        adapter_spectrum(dora, "lora")
 
 
 def test_full_fine_tuning_is_compared_on_the_matrices_adapters_touch():

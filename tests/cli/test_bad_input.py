@@ -127,7 +127,25 @@ def no_model(recipe):
     return ["2 problems", "model: missing, and it has no default", "no such file or folder: 'nowhere.jsonl'"]
 
 
+def virtual_tokens(recipe):
+    recipe["adapter"] = {"method": "prompt_tuning", "num_virtual_tokens": 4}
+    return ["`prompt_tuning` puts virtual tokens before the prompt"]
+
+
+def training_values_that_cannot_be(recipe):
+    recipe["training"].update(max_steps="many", eval_strategy="steps", label_smoothing_factor=0.1)
+    return ["training.eval_strategy: set by multilora", "training.label_smoothing_factor: set by multilora"]
+
+
+def steps_that_are_no_number(recipe):
+    recipe["training"]["max_steps"] = "many"
+    return ["training: max_steps is 'many', expected a number"]
+
+
 BAD = [
+    virtual_tokens,
+    training_values_that_cannot_be,
+    steps_that_are_no_number,
     unknown_keys,
     missing_files,
     no_examples,

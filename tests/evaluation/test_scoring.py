@@ -131,6 +131,32 @@ def test_a_tie_is_not_right():
     assert _is_right(example, range(0, 2), [torch.tensor([-0.5, -5.0]), same[1]], closing=1)
 
 
+def test_a_choice_that_begins_another_does_not_always_win(tokenizer):
+    """Without the end token the shorter could never be the less likely one."""
+    examples = [choice_example("where", ["one", "one two"], 1)]
+    model, renderer = make_llama(), Renderer(tokenizer)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    # Every token is equally likely, so with ends counted the shorter wins and a tie of beginnings is no way out.
+    task = Fixed("t", "accuracy", examples)
+    score = score_tasks(model, renderer, {"t": (task, examples)}, EvaluationSection(), 128, "scoring")["t"]
+    assert score.value == 0.0
+    same = [torch.tensor([-3.0, -0.1, -0.1]), torch.tensor([-3.0, -9.0])]
+    assert _is_right(examples[0], range(0, 2), same, closing=0)
+
+
+def test_a_prompt_is_not_cut_for_the_sake_of_generation(tokenizer):
+    """Only the model's positions bound prompt and response together, not the training length."""
+    model, renderer = make_llama(), Renderer(tokenizer)
+    examples = [free_example("word " * 12, "x", "y")]
+    task = Fixed("t", "exact_match", examples)
+    section = EvaluationSection(max_new_tokens=60)
+    score = score_tasks(model, renderer, {"t": (task, examples)}, section, 100, "scoring")["t"]
+    assert score.truncated == 0
+    with pytest.raises(DataError, match="leaves no room"):
+        score_tasks(model, renderer, {"t": (task, examples)}, EvaluationSection(max_new_tokens=256), 100, "scoring")
+
+
 def test_mean_and_standard_error():
     assert mean_and_stderr([True, False, True, True]) == (0.75, math.sqrt(0.75 * 0.25 / 3))
     assert mean_and_stderr([True]) == (1.0, 0.0)

@@ -91,6 +91,18 @@ def test_modules_trained_whole_go_along(tmp_path):
     assert torch.equal(logits(PeftModel.from_pretrained(make_llama(), folder)), logits(model))
 
 
+def test_trained_token_embeddings_go_along(tmp_path):
+    model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj"], trainable_token_indices=[3, 4, 5]))
+    randomise(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter.add_(0.5)
+    expected = logits(model)
+    folder = export_lora(model, tmp_path / "out")
+    assert torch.equal(logits(PeftModel.from_pretrained(make_llama(), folder)), expected)
+
+
 def test_one_of_several_adapters(tmp_path):
     model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj", "v_proj"]))
     model.add_adapter("other", MultiLoraConfig(r=2, num_branches=2, target_modules=["up_proj"]))

@@ -132,6 +132,15 @@ def test_checkpointing_changes_nothing(reentrant):
         assert torch.equal(plain, checkpointed)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_in_place_activation_may_follow(bias):
+    layer = make_layer(6, 4, bias=bias)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    nn.Sequential(layer, nn.ReLU(inplace=True))(x).sum().backward()
+    wanted = torch.autograd.grad(torch.relu(layer(x)).sum(), x)[0]
+    torch.testing.assert_close(x.grad, wanted)
+
+
 def test_a_hook_on_the_base_sees_the_bases_own_output():
     layer = make_layer(6, 4, bias=False)
     seen = []

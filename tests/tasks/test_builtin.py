@@ -164,6 +164,22 @@ def test_alpaca_and_dolly(tmp_path):
     assert task.metric == "none"
 
 
+def test_records_without_a_response_are_left_out_and_logged(tmp_path, caplog):
+    records = [{"instruction": f"Add {i}.", "input": "", "output": "" if i == 1 else "3"} for i in range(6)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(records))
+    section = TaskSection(name="alpaca", path=str(tmp_path / "alpaca.json"))
+    task = make_task(section)
+    assert len(task.load("train")) + len(task.load("eval")) == 5
+    assert "left out 1 records without a response" in caplog.text
+
+
+def test_null_is_not_the_word_none(tmp_path):
+    path = write_jsonl(tmp_path / "t.jsonl", [{"q": "a", "a": None}] * 3)
+    task = make_task(TaskSection(name="mine", path=str(path), prompt="{{ q }}", response="{{ a }}"))
+    with pytest.raises(DataError, match="line 1: the response template: a field it uses is null"):
+        task.load("train")
+
+
 def test_own_data_with_templates(tmp_path):
     path = write_jsonl(tmp_path / "t.jsonl", [{"q": f"a{i}", "a": i} for i in range(4)])
     section = TaskSection(name="mine", path=str(path), prompt="{{ q|upper }}?", response="{{ a + 1 }}", holdout=0.5)

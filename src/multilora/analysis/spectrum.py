@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from multilora.errors import AdapterError
 
 
 def singular_values_of_product(up: Tensor, down: Tensor) -> Tensor:
@@ -121,6 +124,9 @@ def adapter_spectrum(model: Any, method: str, adapter_name: str = "default") -> 
     """The spectrum of every adapted matrix of a `PeftModel`: from the factors for MultiLoRA and LoRA.
 
     Other methods go through their dense `get_delta_weight`.
+
+    Raises:
+        AdapterError: the method has no additive weight update.
     """
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -135,17 +141,23 @@ def adapter_spectrum(model: Any, method: str, adapter_name: str = "default") -> 
             if adapter_name not in module.multilora_A:
                 continue
             down, up = module.effective_factors(adapter_name)
-        elif isinstance(module, LoraLayer):
+        elif isinstance(module, LoraLayer) and isinstance(module.lora_A, torch.nn.ModuleDict):
             if adapter_name not in module.lora_A:
                 continue
-            down, up = module.lora_A[adapter_name].weight, module.lora_B[adapter_name].weight
-            up = up * module.scaling[adapter_name]
+            if module.lora_variant:
+                raise AdapterError(f"analyze: this variant of LoRA ({method}) is more than the product of its factors")
+            factors: Any = module.lora_A[adapter_name], module.lora_B[adapter_name]
+            down, up = factors[0].weight, factors[1].weight * module.scaling[adapter_name]
         else:
+            if not hasattr(module, "get_delta_weight"):
+                raise AdapterError(f"analyze: method {method!r} has no additive weight update to look at")
             dense = module.get_delta_weight(adapter_name).detach().double()
             matrices.append(_spectrum(name, (dense.shape[0], dense.shape[1]), torch.linalg.svdvals(dense)))
             continue
         values = singular_values_of_product(up, down)
         matrices.append(_spectrum(name, (up.shape[0], down.shape[1]), values))
+    if not matrices:
+        raise AdapterError(f"analyze: method {method!r} adapts no weight matrix")
     return Spectrum(method, matrices)
 
 
@@ -158,7 +170,7 @@ def difference_spectrum(before: Any, after: Any, method: str = "full") -> Spectr
     earlier = dict(before.named_modules())
     matrices = []
     for name, module in after.named_modules():
-        if not isinstance(module, torch.nn.Linear) or module is head:
+        if not isinstance(module, torch.nn.Linear | Conv1D) or module is head:
             continue
         with torch.no_grad():
             delta = module.weight.double() - earlier[name].weight.double()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from multilora.evaluation.metrics import TaskScore
+from multilora.files import to_json
 
 
 def show_json(value: Any) -> None:
     """Print plain values as JSON."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    print()
+    print(to_json(value))
 
 
 def console() -> Console:

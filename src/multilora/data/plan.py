@@ -125,7 +125,9 @@ class Plan:
         write_json(folder / SUMMARY_FILE, self.as_dict())
 
 
-def make_plan(recipe: Recipe, tokenizer: Any, *, max_length: int, examples_per_step: int) -> Plan:
+def make_plan(
+    recipe: Recipe, tokenizer: Any, *, max_length: int, examples_per_step: int, max_steps: int, epochs: float
+) -> Plan:
     """Load, tokenise and order all training examples.
 
     Args:
@@ -133,6 +135,8 @@ def make_plan(recipe: Recipe, tokenizer: Any, *, max_length: int, examples_per_s
         tokenizer: the base's
         max_length: of an example, in tokens
         examples_per_step: per optimizer step over all processes and accumulated batches
+        max_steps: optimizer steps; where it is not positive, `epochs` over all examples together, rounded up
+        epochs: see max_steps
 
     Raises:
         RecipeError: with one problem per task whose data cannot be used.
@@ -157,22 +161,14 @@ def make_plan(recipe: Recipe, tokenizer: Any, *, max_length: int, examples_per_s
     if problems:
         raise RecipeError(problems, "data")
     sizes = {name: len(task) for name, task in tokenized.items()}
-    steps = _steps(recipe, sum(sizes.values()), examples_per_step)
+    epochs_steps = int(np.ceil(epochs * sum(sizes.values()) / examples_per_step))
+    steps = max_steps if max_steps > 0 else max(1, epochs_steps)
     if recipe.mixture.strategy == "weights":
         shares = {section.name: section.weight or 0.0 for section in recipe.tasks}
     else:
         shares = {name: float(size) for name, size in sizes.items()}
     table = order(tokenized, shares, steps * examples_per_step, recipe.mixture.seed)
     return Plan(table, tokenized, renderer, examples_per_step, max_length)
-
-
-def _steps(recipe: Recipe, available: int, examples_per_step: int) -> int:
-    """Optimizer steps: `max_steps`, else `num_train_epochs` over all examples together, rounded up."""
-    max_steps = int(recipe.training.get("max_steps", -1))
-    if max_steps > 0:
-        return max_steps
-    epochs = float(recipe.training.get("num_train_epochs", 3.0))
-    return max(1, int(np.ceil(epochs * available / examples_per_step)))
 
 
 def order(tokenized: dict[str, TokenizedTask], shares: dict[str, float], total: int, seed: int) -> pa.Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from multilora.errors import DataError, RecipeError
 from multilora.evaluation.metrics import TaskScore, mean_and_stderr
 from multilora.evaluation.scoring import Advance, generate, log_likelihoods
 from multilora.files import write_json
-from multilora.modeling import FULL
+from multilora.modeling import best_device
 from multilora.progress import progress
 from multilora.recipe import EvaluationSection, Recipe
 from multilora.rundir import Run
@@ -61,14 +60,13 @@ def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evalu
         section = section.model_copy(update={"max_examples": max_examples})
     sets = evaluation_sets(recipe, section.max_examples)
     renderer = Renderer(run.load_tokenizer())
-    model = run.load_model()
-    length = max_length(recipe, model)
-    full = recipe.adapter.method == FULL
-    base = run.load_base() if full else model
-    without: AbstractContextManager[Any] = nullcontext() if full else model.disable_adapter()
-    with without:
-        before = score_tasks(base, renderer, sets, section, length, "evaluating base")
-    after = score_tasks(model, renderer, sets, section, length, "evaluating run")
+    device = best_device()
+    # The base anew, not the adapted model with its adapter off: trained biases would stay on.
+    base = run.load_base().to(device)
+    length = max_length(recipe, base)
+    before = score_tasks(base, renderer, sets, section, length, "evaluating base")
+    del base
+    after = score_tasks(run.load_model().to(device), renderer, sets, section, length, "evaluating run")
     evaluation = Evaluation(before, after)
     write_json(run.path / "eval.json", evaluation.as_dict())
     return evaluation
@@ -179,11 +177,24 @@ def _score_task(
     value: float | None = None
     stderr: float | None = None
     if task.metric == "accuracy":
-        right = [_is_right(example, span, found, len(closing)) for example, span in zip(kept, spans, strict=True)]
+        right = []
+        for example, span in zip(kept, spans, strict=True):
+            texts_ids = [sequences[place][1][: -len(closing)] for place in span]
+            right.append(_is_right(example, span, found, 0 if _one_begins_another(texts_ids) else len(closing)))
         value, stderr = mean_and_stderr(right)
     elif task.metric == "exact_match":
-        room = max(1, length - section.max_new_tokens)
-        prefixes = [fit(sequences[span.start][0], [], room, bos) or [] for span in spans]
+        room = (getattr(model.config, "max_position_embeddings", None) or 2**31) - section.max_new_tokens
+        prefixes = []
+        for span in spans:
+            prefix = sequences[span.start][0]
+            fitted = fit(prefix, [], room, bos)
+            if fitted is None:
+                raise DataError(
+                    f"evaluation.max_new_tokens: {section.max_new_tokens} leaves no room for a prompt among the "
+                    "model's positions; make it smaller"
+                )
+            truncated += len(fitted) < len(prefix)
+            prefixes.append(fitted)
         texts = generate(
             model,
             renderer.tokenizer,
@@ -198,8 +209,13 @@ def _score_task(
     return TaskScore(task.metric, value, stderr, len(kept), -total / tokens, truncated, len(examples) - len(kept))
 
 
+def _one_begins_another(choices: list[list[int]]) -> bool:
+    """Whether some choice is the beginning of another; without its end it could never be the less likely one."""
+    return any(a is not b and b[: len(a)] == a for a in choices for b in choices)
+
+
 def _is_right(example: Example, span: range, found: Sequence[Any], closing: int) -> bool:
-    """Whether the most likely choice (log-likelihood summed over its tokens, without its end) is a right one.
+    """Whether the most likely choice (by the sum over its tokens, without the last `closing`) is a right one.
 
     A tie counts as wrong: the reference comes first and must not win by its place.
     """

@@ -59,7 +59,7 @@ def lora_state(model: PeftModel, adapter_name: str = "default") -> tuple[LoraCon
 
 def _lora_config(config: MultiLoraConfig, ranks: dict[str, int]) -> LoraConfig:
     common = max(set(ranks.values()), key=list(ranks.values()).count)
-    others = {name: rank for name, rank in ranks.items() if rank != common}
+    others = {f"^{name}": rank for name, rank in ranks.items() if rank != common}
     return LoraConfig(
         r=common,
         lora_alpha=common,
@@ -71,6 +71,7 @@ def _lora_config(config: MultiLoraConfig, ranks: dict[str, int]) -> LoraConfig:
         layers_pattern=config.layers_pattern,
         bias="lora_only" if config.bias == "multilora_only" else config.bias,
         modules_to_save=config.modules_to_save,
+        trainable_token_indices=config.trainable_token_indices,
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.revision,

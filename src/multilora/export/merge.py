@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from multilora.errors import AdapterError
 from multilora.files import whole_folder
+from multilora.modeling import FULL
 from multilora.rundir import Run, check_free
 
 
@@ -23,13 +25,18 @@ def export_merged(source: Run | str | Path, out: str | Path) -> Path:
 
     Raises:
         RunDirectoryError: `out` is taken, or `source` is not a finished run.
+        AdapterError: the method cannot be merged.
     """
     out = Path(out)
     check_free(out)
     run = source if isinstance(source, Run) else Run(source)
     model: Any = run.load_model()
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload(safe_merge=True)
+    method = run.recipe.adapter.method
+    if method != FULL:
+        try:
+            model = model.merge_and_unload(safe_merge=True)
+        except (AttributeError, NotImplementedError) as error:
+            raise AdapterError(f"method {method!r} cannot be merged into the base: {error}") from error
     with whole_folder(out) as folder:
         model.save_pretrained(str(folder))
         run.load_tokenizer().save_pretrained(str(folder))

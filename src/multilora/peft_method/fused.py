@@ -88,7 +88,9 @@ class _AddBranches(torch.autograd.Function):
             ctx.mark_dirty(base)
             y = base
         else:
-            y = torch.addmm(base.reshape(-1, base.shape[-1]), h, up.T).view(base.shape)
+            # A tensor of its own, not a view of one: an in-place activation may follow.
+            y = base.clone(memory_format=torch.contiguous_format)
+            y.view(-1, y.shape[-1]).addmm_(h, up.T)
         ctx.save_for_backward(x, h, A, B, scale)
         ctx.c, ctx.dropout, ctx.seed = c, dropout, seed
         return y

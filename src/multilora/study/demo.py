@@ -33,11 +33,11 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     f"multilora {BRANCHES}x{RANK}": {
         "adapter": {"method": "multilora", "r": RANK, "num_branches": BRANCHES},
-        "training": {"learning_rate": 5e-3},
+        "training": {"learning_rate": 1e-2},
     },
     "full": {
         "adapter": {"method": "full"},
-        "training": {"learning_rate": 1e-3},
+        "training": {"learning_rate": 2e-3},
     },
 }
 

@@ -14,7 +14,14 @@ from multilora.tasks.base import Example, choice_example, free_example
 from multilora.tasks.from_records import RecordTask
 from multilora.tasks.source import Record, Source
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+
+def _no_null(value: object) -> object:
+    if value is None:
+        raise TemplateError("a field it uses is null")
+    return value
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, finalize=_no_null)
 
 
 class CustomTask(RecordTask):

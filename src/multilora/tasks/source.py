@@ -21,7 +21,7 @@ def read_json(path: Path) -> Iterator[tuple[str, Record]]:
         DataError: unreadable, not UTF-8, broken JSON, or not an object; names file and line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from None
     except OSError as error:

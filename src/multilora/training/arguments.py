@@ -13,6 +13,13 @@ FIXED = {
     "output_dir": "the recipe's own output_dir",
     "remove_unused_columns": "task ids must reach the loss",
     "disable_tqdm": "multilora shows its own progress on stderr",
+    "auto_find_batch_size": "the plan is made for one batch size",
+    "train_sampling_strategy": "the plan is the order",
+    "data_seed": "mixture.seed is the seed of the order",
+    "label_smoothing_factor": "the loss is the plain cross-entropy per task",
+    "resume_from_checkpoint": "resuming is not supported yet",
+    "eval_strategy": "evaluation is `multilora eval`, after training",
+    "load_best_model_at_end": "there is no evaluation during training",
 }
 
 
@@ -52,17 +59,40 @@ def training_arguments(training: Mapping[str, Any], *, output_dir: str, method: 
     from transformers import TrainingArguments
 
     values = {**defaults(method), **training}
-    for name, value in values.items():
-        # YAML reads `1e-3` as text; only a number can be meant where the default is one.
-        if isinstance(value, str) and isinstance(_default(TrainingArguments, name), int | float):
-            values[name] = float(value)
+    values = {name: _number(name, value, _default(TrainingArguments, name)) for name, value in values.items()}
     if steps > 0:
         values["max_steps"] = steps
     return TrainingArguments(output_dir=output_dir, remove_unused_columns=False, disable_tqdm=True, **values)
 
 
+def _number(name: str, value: Any, default: Any) -> Any:
+    """A number where the default is one (YAML reads `1e-3` as text); other values as they are."""
+    if isinstance(default, bool) or not isinstance(default, int | float):
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {value!r}, expected a number") from None
+    if isinstance(default, int) and name in _WHOLE:
+        if not number.is_integer() or isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}, expected a whole number")
+        return int(number)
+    return number
+
+
+# Annotated as int; others with a whole default (warmup_steps, logging_steps) may be fractions.
+_WHOLE = {
+    "max_steps",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+    "dataloader_num_workers",
+}
+
+
 def _default(cls: Any, name: str) -> Any:
     for item in dataclasses.fields(cls):
         if item.name == name:
-            return None if isinstance(item.default, bool) else item.default
+            return item.default
     return None

@@ -23,8 +23,8 @@ PACKAGES = (
 )
 
 
-def environment(seed: int) -> dict[str, Any]:
-    """Versions, machine, seed, and the commit if the package runs from a git checkout."""
+def environment(mixture_seed: int, training_seed: int) -> dict[str, Any]:
+    """Versions, machine, seeds, and the commit if the package runs from a git checkout."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -38,7 +38,7 @@ def environment(seed: int) -> dict[str, Any]:
         "device": device,
         "packages": versions,
         "commit": _commit(),
-        "seed": seed,
+        "seed": {"mixture": mixture_seed, "training": training_seed},
     }
 
 

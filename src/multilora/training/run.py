@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from multilora.data.plan import Plan, make_plan
-from multilora.errors import RecipeError
+from multilora.errors import InputError, RecipeError, RunError
 from multilora.files import whole_folder, write_json, write_text
 from multilora.modeling import FULL, attach, load_base, load_tokenizer, parameter_counts
 from multilora.progress import progress
@@ -56,6 +57,8 @@ def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
             load_tokenizer(recipe.model),
             max_length=max_length(recipe, model),
             examples_per_step=arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
+            max_steps=arguments.max_steps,
+            epochs=arguments.num_train_epochs,
         )
     model = attach(model, recipe.adapter, seed=arguments.seed)
     if method == FULL and recipe.model.dtype == "bfloat16" and "bf16" not in recipe.training:
@@ -102,7 +105,8 @@ def train(recipe: RecipeLike, overrides: Sequence[str] = (), callbacks: Sequence
     """
     checked = Recipe.load(recipe, overrides)
     path = Path(checked.output_dir)
-    check_free(path)
+    if int(os.environ.get("RANK", "0")) == 0:  # of several processes, one checks and writes
+        check_free(path)
     return run_prepared(prepare(checked), path, callbacks)
 
 
@@ -110,32 +114,46 @@ def run_prepared(prepared: Prepared, path: Path, callbacks: Sequence[TrainerCall
     """Train what `prepare` made and write the run to `path`."""
     recipe, model, plan_, arguments = prepared.recipe, prepared.model, prepared.plan, prepared.arguments
     trainable, total = parameter_counts(model)
-    path.mkdir(parents=True, exist_ok=True)
-    write_text(path / RECIPE_FILE, recipe.dump_yaml())
-    write_json(path / "environment.json", environment(recipe.mixture.seed))
-    plan_.save(path / "plan")
-    trainer = MultiTaskTrainer(model=model, args=arguments, plan=plan_, callbacks=list(callbacks))
+    try:
+        trainer = MultiTaskTrainer(model=model, args=arguments, plan=plan_, callbacks=list(callbacks))
+    except ValueError as error:
+        raise InputError(f"training: {' '.join(str(error).split())}") from error
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise InputError("training: FSDP and DeepSpeed are not supported yet; use a single process or DDP")
     trainer.remove_callback(PrinterCallback)  # it prints every log to stdout
+    writes = trainer.is_world_process_zero()
+    if writes:
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / RECIPE_FILE, recipe.dump_yaml())
+        write_json(path / "environment.json", environment(recipe.mixture.seed, arguments.seed))
+        plan_.save(path / "plan")
     start = time.perf_counter()
     with progress(f"training {recipe.adapter.method}", plan_.steps) as advance:
         trainer.add_callback(_Recorder(path / "metrics.jsonl", advance))
-        trainer.train()
+        try:
+            trainer.train()
+        except RuntimeError as error:
+            raise RunError(
+                f"training failed at step {trainer.state.global_step}: {error}\n{path} holds what was logged until "
+                "then; remove it to train again"
+            ) from error
     seconds = time.perf_counter() - start
-    if trainer.is_world_process_zero():
+    if writes:
         with whole_folder(weights_folder(path, recipe.adapter.method)) as folder:
             model.save_pretrained(str(folder))
             plan_.renderer.tokenizer.save_pretrained(str(folder))
-    write_json(
-        path / "train.json",
-        {
-            "method": recipe.adapter.method,
-            "steps": plan_.steps,
-            "seconds": round(seconds, 3),
-            "trainable_parameters": trainable,
-            "total_parameters": total,
-            "tokens": int(sum(entry.tokens for entry in plan_.summary())),
-        },
-    )
+        write_json(
+            path / "train.json",
+            {
+                "method": recipe.adapter.method,
+                "steps": plan_.steps,
+                "seconds": round(seconds, 3),
+                "trainable_parameters": trainable,
+                "total_parameters": total,
+                "tokens": int(sum(entry.tokens for entry in plan_.summary())),
+            },
+        )
+    trainer.accelerator.wait_for_everyone()
     return Run(path)
 
 

@@ -58,7 +58,8 @@ class MultiTaskTrainer(Trainer):
         **kwargs: passed on to `transformers.Trainer`
 
     Raises:
-        InputError: batch size, accumulation and processes do not multiply to the plan's examples per step.
+        InputError: batch size, accumulation and processes do not multiply to the plan's examples per step, or one
+            process would drive several GPUs.
     """
 
     def __init__(self, model: Any, args: TrainingArguments, plan: Plan, **kwargs: Any) -> None:
@@ -68,6 +69,11 @@ class MultiTaskTrainer(Trainer):
                 f"the arguments take {asked} examples per step ({args.train_batch_size} x "
                 f"{args.gradient_accumulation_steps} accumulated x {args.world_size} processes), the plan holds "
                 f"{plan.examples_per_step}; make the plan for these arguments"
+            )
+        if args.n_gpu > 1:
+            raise InputError(
+                f"one process would drive {args.n_gpu} GPUs (DataParallel), which the loss does not support; start one "
+                "process per GPU with torchrun or accelerate, or choose one with CUDA_VISIBLE_DEVICES"
             )
         args.remove_unused_columns = False
         tokenizer = plan.renderer.tokenizer
@@ -110,8 +116,9 @@ class MultiTaskTrainer(Trainer):
 
     def _count(self, losses: Tensor, tasks: Tensor) -> None:
         if self._task_sums is None:
-            self._task_sums = torch.zeros(len(self.plan.task_names), 2, dtype=torch.float64, device=losses.device)
-        values = torch.stack([losses.double(), torch.ones_like(losses, dtype=torch.float64)], dim=-1)
+            dtype = torch.float32 if losses.device.type == "mps" else torch.float64
+            self._task_sums = torch.zeros(len(self.plan.task_names), 2, dtype=dtype, device=losses.device)
+        values = torch.stack([losses, torch.ones_like(losses)], dim=-1).to(self._task_sums.dtype)
         self._task_sums.index_add_(0, tasks, values)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
