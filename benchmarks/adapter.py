@@ -1,17 +1,22 @@
-"""Step time, memory saved for backward, and their ratios: frozen base, PEFT LoRA, branch-by-branch MultiLoRA, ours.
+"""Step time, peak memory and memory saved for backward: frozen base, PEFT LoRA, branch-by-branch MultiLoRA, ours.
 
-Each configuration trains the same small LLaMA; rounds are interleaved so that a slow moment of the machine hits all;
-medians are reported. Ratios within one run are what counts; the seconds belong to the machine.
+Each configuration trains the same LLaMA layers (bfloat16 base, LoRA at the same total rank); rounds are interleaved so
+that a slow moment of the machine hits all; medians are reported. Ratios within one run are what counts; the seconds
+belong to the machine. On a GPU the layers have LLaMA-7B's sizes and sequences of 2,048 tokens.
 
-Run: python benchmarks/adapter.py [--rounds 15] [--out benchmarks/results/adapter.md]
+Run: python benchmarks/adapter.py [--rounds 15] [--device cuda] [--compile] [--out benchmarks/results/adapter.md]
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import platform
+import resource
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +27,53 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from multilora import MultiLoraConfig
 
-LAYERS, HIDDEN, MLP, BATCH, LENGTH, BRANCHES, RANK = 4, 1024, 2816, 2, 512, 3, 32
+BRANCHES, RANK = 3, 32
+TOTAL = BRANCHES * RANK
 
 
-def make_base() -> Any:
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of the layers and of the batch."""
+
+    device: str
+    layers: int
+    hidden: int
+    mlp: int
+    heads: int
+    batch: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+    def arithmetic(self) -> float:
+        """What the branches' products cost over a frozen base's, linears only: 1 + 1.5 n r (1/d_in + 1/d_out).
+
+        A frozen linear makes two products of 2 d_in d_out operations per token (forward and the input's gradient),
+        the branches six of half the size 2 n r (d_in + d_out).
+        """
+        shapes = [(self.hidden, self.hidden)] * 4 + [(self.hidden, self.mlp)] * 3
+        extra = sum(3 * TOTAL * (d_in + d_out) for d_in, d_out in shapes)
+        return 1 + extra / sum(2 * d_in * d_out for d_in, d_out in shapes)
+
+
+CPU = Setting("cpu", layers=4, hidden=1024, mlp=2816, heads=16, batch=2, length=512)
+GPU = Setting("cuda", layers=4, hidden=4096, mlp=11008, heads=32, batch=2, length=2048)
+
+
+def make_base(setting: Setting) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=1024,
-        hidden_size=HIDDEN,
-        intermediate_size=MLP,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=16,
-        max_position_embeddings=LENGTH,
+        hidden_size=setting.hidden,
+        intermediate_size=setting.mlp,
+        num_hidden_layers=setting.layers,
+        num_attention_heads=setting.heads,
+        max_position_embeddings=setting.length,
+        use_cache=False,
     )
-    model = LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False)
+    model = LlamaForCausalLM(config).to(setting.device, torch.bfloat16).requires_grad_(False)
     # As under an adapter below: gradients flow to the first layer's input.
     model.model.embed_tokens.register_forward_hook(lambda _, __, output: output.requires_grad_())
     return model.train()
@@ -44,34 +82,36 @@ def make_base() -> Any:
 class BranchByBranch(nn.Module):
     """The published form: every branch a module of its own."""
 
-    def __init__(self, base: nn.Linear) -> None:
+    def __init__(self, base: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         self.base = base
         d_in, d_out = base.in_features, base.out_features
         self.A = nn.ModuleList(nn.Linear(d_in, RANK, bias=False) for _ in range(BRANCHES))
         self.B = nn.ModuleList(nn.Linear(RANK, d_out, bias=False) for _ in range(BRANCHES))
         self.s = nn.ParameterList(nn.Parameter(torch.zeros(d_out)) for _ in range(BRANCHES))
-        self.to(base.weight.dtype)
+        for part in (self.A, self.B, self.s):
+            part.to(base.weight.device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.base(x)
+        wide = x.to(self.A[0].weight.dtype)  # the activations take the parameters' dtype, as in PEFT
         for A, B, s in zip(self.A, self.B, self.s, strict=True):
-            y = y + B(A(x)) * s
+            y = y + (B(A(wide)) * s).to(y.dtype)
         return y
 
 
-def branch_by_branch() -> Any:
-    model = make_base()
+def branch_by_branch(setting: Setting, dtype: torch.dtype) -> Any:
+    model = make_base(setting)
     for layer in model.model.layers:
         for parent in (layer.self_attn, layer.mlp):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear):
-                    setattr(parent, name, BranchByBranch(child))
+                    setattr(parent, name, BranchByBranch(child, dtype))
     return model
 
 
-def adapted(config: Any, dtype: torch.dtype | None = None) -> Any:
-    model = get_peft_model(make_base(), config)
+def adapted(setting: Setting, config: Any, dtype: torch.dtype | None = None) -> Any:
+    model = get_peft_model(make_base(setting), config)
     if dtype is not None:
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -79,23 +119,38 @@ def adapted(config: Any, dtype: torch.dtype | None = None) -> Any:
     return model
 
 
-def variants() -> dict[str, Any]:
-    total = BRANCHES * RANK
-    lora = {"r": total, "lora_alpha": total, "target_modules": "all-linear"}
-    ours = MultiLoraConfig(r=RANK, num_branches=BRANCHES, target_modules="all-linear")
-    return {
-        "frozen base": make_base(),
-        f"PEFT LoRA r={total}, float32 (its default)": adapted(LoraConfig(**lora)),
-        f"PEFT LoRA r={total}, bfloat16": adapted(LoraConfig(**lora), torch.bfloat16),
-        f"MultiLoRA {BRANCHES}x{RANK}, branch by branch, bfloat16": branch_by_branch(),
-        f"MultiLoRA {BRANCHES}x{RANK}, ours, float32": adapted(ours),
-    }
+def lora(**options: Any) -> LoraConfig:
+    return LoraConfig(r=TOTAL, lora_alpha=TOTAL, target_modules="all-linear", **options)
+
+
+def ours(**options: Any) -> MultiLoraConfig:
+    return MultiLoraConfig(r=RANK, num_branches=BRANCHES, target_modules="all-linear", **options)
+
+
+BASE = "frozen base"
+VARIANTS: dict[str, Callable[[Setting], Any]] = {
+    BASE: make_base,
+    f"PEFT LoRA r={TOTAL}, float32 (its default)": lambda s: adapted(s, lora()),
+    f"PEFT LoRA r={TOTAL}, bfloat16": lambda s: adapted(s, lora(), torch.bfloat16),
+    f"PEFT LoRA r={TOTAL}, bfloat16, dropout": lambda s: adapted(s, lora(lora_dropout=0.05), torch.bfloat16),
+    f"MultiLoRA {BRANCHES}x{RANK}, branch by branch, float32": lambda s: branch_by_branch(s, torch.float32),
+    f"MultiLoRA {BRANCHES}x{RANK}, branch by branch, bfloat16": lambda s: branch_by_branch(s, torch.bfloat16),
+    f"MultiLoRA {BRANCHES}x{RANK}, ours, float32": lambda s: adapted(s, ours()),
+    f"MultiLoRA {BRANCHES}x{RANK}, ours, float32, dropout": lambda s: adapted(s, ours(lora_dropout=0.05)),
+}
+
+
+def make_ids(setting: Setting) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 1024, (setting.batch, setting.length), generator=generator).to(setting.device)
 
 
 def step(model: Any, ids: torch.Tensor) -> None:
     model(input_ids=ids, labels=ids).loss.backward()
     for parameter in model.parameters():
         parameter.grad = None
+    if ids.is_cuda:
+        torch.cuda.synchronize()
 
 
 def saved_bytes(model: Any, ids: torch.Tensor) -> int:
@@ -116,38 +171,75 @@ def saved_bytes(model: Any, ids: torch.Tensor) -> int:
     return total
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    models = variants()
-    ids = torch.randint(0, 1024, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
-    saved = {name: saved_bytes(model, ids) for name, model in models.items()}
+def peak_memory(name: str, setting: Setting, compiled: bool) -> float:
+    """MiB that two steps need above the model itself; call it in a process of its own."""
+    model, ids = VARIANTS[name](setting), make_ids(setting)
+    if compiled:
+        model = torch.compile(model)
+    if ids.is_cuda:
+        step(model, ids)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step(model, ids)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(model, ids)
+    step(model, ids)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def measure(setting: Setting, rounds: int, compiled: bool) -> str:
+    context = multiprocessing.get_context("spawn")
+    peaks = {}
+    for name in VARIANTS:
+        with context.Pool(1) as pool:
+            peaks[name] = pool.apply(peak_memory, (name, setting, compiled))
+    ids = make_ids(setting)
+    models = {name: make(setting) for name, make in VARIANTS.items()}
+    saved = {} if compiled else {name: saved_bytes(model, ids) for name, model in models.items()}
+    if compiled:
+        models = {name: torch.compile(model) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(arguments.rounds):
+    for warm in [False, *[True] * rounds]:
         for name, model in models.items():
             start = time.perf_counter()
             step(model, ids)
-            seconds[name].append(time.perf_counter() - start)
+            if warm:
+                seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    base, linears = "frozen base", LAYERS * 7
+    machine = (
+        torch.cuda.get_device_name() if ids.is_cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
     lines = [
-        f"{LAYERS} layers, hidden {HIDDEN}, MLP {MLP}, bfloat16 base, {BATCH} x {LENGTH} tokens, "
-        f"{arguments.rounds} rounds; torch {torch.__version__}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads",
+        f"{setting.layers} layers, hidden {setting.hidden}, MLP {setting.mlp}, bfloat16 base, {setting.batch} x "
+        f"{setting.length} tokens, {'compiled' if compiled else 'eager'}, {rounds} rounds; torch {torch.__version__}, "
+        f"{machine}. Arithmetic of the linears alone: {setting.arithmetic():.2f} x base.",
         "",
-        "| | step (s) | x base | saved above base, bytes per token and linear |",
-        "|---|---|---|---|",
+        "| | step (ms) | x base | peak above the model (MiB) | saved above base, bytes per token and linear |",
+        "|---|---|---|---|---|",
     ]
     for name, median in medians.items():
-        extra = (saved[name] - saved[base]) / (BATCH * LENGTH * linears)
-        lines.append(f"| {name} | {median:.3f} | {median / medians[base]:.2f} | {extra:,.0f} |")
-    table = "\n".join(lines)
+        extra = "–" if compiled else f"{(saved[name] - saved[BASE]) / (setting.tokens * setting.layers * 7):,.0f}"
+        lines.append(f"| {name} | {median * 1e3:.1f} | {median / medians[BASE]:.2f} | {peaks[name]:,.0f} | {extra} |")
+    mine = medians[f"MultiLoRA {BRANCHES}x{RANK}, ours, float32"]
+    lines += ["", "Step time of ours (float32), no dropout, over that of:", ""]
+    lines += [f"- {name}: {mine / medians[name]:.2f}" for name in list(VARIANTS)[:6] if "dropout" not in name]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    table = measure(CPU if arguments.device == "cpu" else GPU, arguments.rounds, arguments.compile)
     print(table)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        command = f"`python benchmarks/adapter.py --rounds {arguments.rounds}`"
+        flags = f" --device {arguments.device}" + (" --compile" if arguments.compile else "")
+        command = f"`python benchmarks/adapter.py --rounds {arguments.rounds}{flags}`"
         arguments.out.write_text(f"{command}\n\n{table}\n", encoding="utf-8")
 
 

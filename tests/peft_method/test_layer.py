@@ -110,10 +110,52 @@ def test_dropout_backward_uses_the_mask_of_its_forward():
 
 
 def test_dropout_zeroes_the_asked_share_and_keeps_the_mean():
-    x = torch.ones(400, 250)
-    dropped = fused._dropped(x, 0.3, seed=1)
+    drop = fused._Dropout(0.3, seed=1)
+    x = torch.ones(401, 251)
+    dropped = drop(x)
     assert abs((dropped == 0).float().mean() - 0.3) < 0.01
-    assert abs(dropped.mean() - 1) < 0.01
+    assert abs(drop.gain * dropped.mean() - 1) < 0.01
+    assert torch.equal(drop(x), dropped)
+    assert not torch.equal(fused._Dropout(0.3, seed=2)(x), dropped)
+
+
+def test_dropout_of_the_layer_keeps_the_mean_of_its_output():
+    layer = make_layer(6, 4, lora_dropout=0.4).train()
+    x = torch.randn(1, 6, dtype=torch.float64)
+    mean = sum(layer(x) for _ in range(4000)) / 4000
+    torch.testing.assert_close(mean, layer.eval()(x), rtol=0.1, atol=0.1)
+
+
+def surroundings(name, layer):
+    """Things that must see the base's own call or weight; the layer then must not take its product over."""
+    base = layer.base_layer
+    if name == "trained base":
+        base.requires_grad_(True)
+    elif name == "replaced forward":  # as accelerate's offloading does
+        plain = base.forward
+        base.forward = lambda x: 2 * plain(x)
+    elif name == "pre-hook":
+        base.register_forward_pre_hook(lambda _, args: (args[0] + 1,))
+    elif name == "hook":
+        base.register_forward_hook(lambda _, __, output: output + 1)
+    elif name == "subclass":
+        base.__class__ = type("Doubled", (nn.Linear,), {"forward": lambda self, x: 2 * nn.Linear.forward(self, x)})
+
+
+@pytest.mark.parametrize("name", ["trained base", "replaced forward", "pre-hook", "hook", "subclass"])
+def test_the_bases_own_call_is_made_where_it_matters(monkeypatch, name):
+    layer = make_layer(6, 4)
+    surroundings(name, layer)
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    trained = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    results = []
+    for _ in range(2):
+        y = layer(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), trained)))
+        plainly(monkeypatch)
+    torch.testing.assert_close(results[0][0] - layer.base_layer(x), x @ layer.get_delta_weight("default").T)
+    for lean, plain in zip(*results, strict=True):
+        torch.testing.assert_close(lean, plain, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -1,115 +1,163 @@
-"""The branches' share of a linear map, added to the base's output, with a backward of its own.
+"""The branches and the frozen map they stand beside as one step of autograd, with a backward of its own.
 
-Same numbers as `functional.low_rank_forward`, but lean: parameters stay float32 while all products run in the dtype of
-the input; the update is accumulated into the base's output where that is safe; and only the input and one n*r-wide
-vector per token are kept for backward. The effective up-projection and the dropout mask are made again there.
+Same numbers as the plain form (the base's output plus `functional.low_rank_forward`), but lean: parameters stay float32
+while all products run in the dtype of the input; the update is accumulated into the base's product; and only the input
+and one n*r-wide vector per token are kept for backward. The effective up-projection and the dropout mask are made
+again there.
 
-    up = B_eff(B, s, c)          h = D(x) A^T          y = base + h up^T            D: dropout, by a seed
-    g = dL/dy:   dh = g up       d_up = g^T h          dA = dh^T D(x)     dx = D(dh A)
+    up = B_eff(B, s, c)          h = D(x) A^T          y = x W^T + b + h up^T        D: dropout, by a seed
+    g = dL/dy:   dh = g up       d_up = g^T h          dA = dh^T D(x)     dx = g W + D(dh A)
                  dB = d_up * c s                       ds = c * sum over a branch's columns of d_up * B
+
+Where the base's own product is not ours to make (a quantised layer, hooks, a trained weight), its output comes in ready
+and only the branches are added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
+from transformers.pytorch_utils import Conv1D
 
 from multilora.functional import effective_up_projection
 
 
-def add_branches(
-    base: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: Tensor, c: float, *, dropout: float, in_place: bool
-) -> Tensor:
-    """base + D(x) A^T B_eff^T.
-
-    Args:
-        base: the frozen map's output [..., d_out], in the dtype of `x`
-        x: [..., d_in]
-        A, B, scale, c: see `multilora.functional`
-        dropout: probability of zeroing an input feature; 0 for none
-        in_place: write the result over `base`, see `may_overwrite`
-    """
-    apply: Callable[..., Tensor] = _AddBranches.apply
-    return apply(base, x, A, B, scale, c, dropout, in_place)
-
-
-def applies(base_layer: Any, base: Tensor, x: Tensor) -> bool:
-    """Whether `add_branches` may be used on this output of this layer; the plain form serves where it may not.
+def applies(x: Tensor) -> bool:
+    """Whether the fused form may be used on this input; the plain form serves where it may not.
 
     Not while compiling (the compiler fuses the plain form itself, and decides what to keep), not under functorch
-    transforms, and not where base and input differ in dtype.
+    transforms, and not on tensor subclasses (fake tensors, DTensor).
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    return base.dtype == x.dtype and type(base_layer) is torch.nn.Linear
+    return type(x) in (Tensor, nn.Parameter)
 
 
-def may_overwrite(base_layer: Any, base: Tensor) -> bool:
-    """Whether nothing but the caller holds this output of a linear: no hook has seen it, and it is no view.
+def frozen_weight(base_layer: nn.Module, x: Tensor) -> Tensor | None:
+    """The base's weight as [d_out, d_in] if its product can be made here, without calling the layer; else None.
 
-    A linear's backward does not need its own output, so autograd does not hold it either.
+    It can where nothing but the layer's own class decides its output: a dense, frozen `nn.Linear` or `Conv1D` with no
+    hook on it and no replaced `forward` (accelerate's offloading replaces it), whose dtype fits the input's.
     """
-    return base.is_contiguous() and base._base is None and not base_layer._forward_hooks
+    if type(base_layer) not in (nn.Linear, Conv1D) or "forward" in vars(base_layer):
+        return None
+    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return None
+    hooks = (base_layer._forward_hooks, base_layer._forward_pre_hooks, base_layer._backward_hooks)
+    if any(hooks) or base_layer._backward_pre_hooks:
+        return None
+    weight = cast(Tensor, base_layer.weight)
+    if type(weight) not in (Tensor, nn.Parameter) or weight.requires_grad or not weight.dtype.is_floating_point:
+        return None
+    # A mismatch is the base's own error to raise, except under autocast, which casts.
+    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        return None
+    return weight.T if type(base_layer) is Conv1D else weight
 
 
-def _dropped(x: Tensor, p: float, seed: int) -> Tensor:
-    """x with features zeroed at random and the rest scaled by 1 / (1 - p); the same for the same seed."""
-    if p == 0:
-        return x
-    generator = torch.Generator(device=x.device).manual_seed(seed)
-    keep = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p, generator=generator)
-    return torch.where(keep, x / (1 - p), 0)
+def linear_with_branches(
+    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: Tensor, c: float, *, dropout: float
+) -> Tensor:
+    """x W^T + b + D(x) A^T B_eff^T, all products in the dtype of `x`; W gets no gradient.
+
+    Args:
+        x: [..., d_in]
+        weight: [d_out, d_in], see `frozen_weight`
+        bias: [d_out] or None
+        A, B, scale, c: see `multilora.functional`
+        dropout: probability of zeroing an input feature of the branches; 0 for none
+    """
+    apply: Callable[..., Tensor] = _WithBranches.apply
+    return apply(x, None, weight, bias, A, B, scale, c, dropout)
 
 
-class _AddBranches(torch.autograd.Function):
+def add_branches(base: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: Tensor, c: float, *, dropout: float) -> Tensor:
+    """base + D(x) A^T B_eff^T, for an output [..., d_out] of the base in the dtype of `x`; else as above."""
+    apply: Callable[..., Tensor] = _WithBranches.apply
+    return apply(x, base, None, None, A, B, scale, c, dropout)
+
+
+class _Dropout:
+    """Zeroes input features at random; the same ones for the same seed, so that the mask need not be kept.
+
+    16 random bits decide on an entry, several times cheaper than `bernoulli_` on a CPU: the probability is rounded to
+    1 / 65536. The rest is scaled by `gain`, which belongs into the small matrix A rather than into the activations.
+    """
+
+    def __init__(self, p: float, seed: int | None = None) -> None:
+        self.dropped = min(round(p * 2**16), 2**16 - 1)
+        self.gain = 2**16 / (2**16 - self.dropped)
+        if seed is None:
+            # The seed comes from the CPU's generator: no wait for a device, and checkpointing restores it.
+            seed = int(torch.randint(2**62, ())) if self.dropped else 0
+        self.seed = seed
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.dropped:
+            return x
+        generator = torch.Generator(device=x.device).manual_seed(self.seed)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: x.numel()].view(x.shape)
+        return x * (bits >= self.dropped - 2**15)
+
+
+class _WithBranches(torch.autograd.Function):
+    """Takes the base's output (`base`) or what makes it (`weight`, `bias`); the other is None."""
+
     @staticmethod
     def forward(
         ctx: Any,
-        base: Tensor,
         x: Tensor,
+        base: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
         A: Tensor,
         B: Tensor,
         scale: Tensor,
         c: float,
         dropout: float,
-        in_place: bool,
     ) -> Tensor:
-        # The seed comes from the CPU's generator: no wait for a device, and checkpointing restores it.
-        seed = int(torch.randint(2**62, ())) if dropout else 0
+        dtype = x.dtype
+        drop = _Dropout(dropout)
         flat = x.reshape(-1, x.shape[-1])
-        h = _dropped(flat, dropout, seed) @ A.to(x.dtype).T
-        up = effective_up_projection(B, scale, c).to(x.dtype)
-        if in_place:
-            base.view(-1, base.shape[-1]).addmm_(h, up.T)
-            ctx.mark_dirty(base)
-            y = base
+        h = drop(flat) @ _down(A, drop, dtype).T
+        up = effective_up_projection(B, scale, c).to(dtype)
+        # A tensor of its own, not a view of one: an in-place activation may follow.
+        y = torch.empty(*x.shape[:-1], B.shape[0], dtype=dtype, device=x.device)
+        rows = y.view(-1, B.shape[0])
+        if base is not None:
+            torch.addmm(base.reshape(rows.shape), h, up.T, out=rows)
         else:
-            # A tensor of its own, not a view of one: an in-place activation may follow.
-            y = base.clone(memory_format=torch.contiguous_format)
-            y.view(-1, y.shape[-1]).addmm_(h, up.T)
-        ctx.save_for_backward(x, h, A, B, scale)
-        ctx.c, ctx.dropout, ctx.seed = c, dropout, seed
+            assert weight is not None
+            if bias is None:
+                torch.mm(flat, weight.to(dtype).T, out=rows)
+            else:
+                torch.addmm(bias.to(dtype), flat, weight.to(dtype).T, out=rows)
+            rows.addmm_(h, up.T)
+        ctx.save_for_backward(x, h, weight, A, B, scale)
+        ctx.c, ctx.dropout, ctx.seed = c, dropout, drop.seed
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, h, A, B, scale = ctx.saved_tensors
-        needs_base, needs_x, needs_A, needs_B, needs_scale = ctx.needs_input_grad[:5]
+        x, h, weight, A, B, scale = ctx.saved_tensors
+        needs_x, needs_base, _, needs_bias, needs_A, needs_B, needs_scale = ctx.needs_input_grad[:7]
         g = grad.reshape(-1, grad.shape[-1])
-        up = effective_up_projection(B, scale, ctx.c).to(x.dtype)
+        drop = _Dropout(ctx.dropout, ctx.seed)
         d_x = d_A = d_B = d_scale = None
         if needs_x or needs_A:
-            d_h = g @ up
-            if needs_A:
-                flat = _dropped(x.reshape(-1, x.shape[-1]), ctx.dropout, ctx.seed)
-                d_A = (d_h.T @ flat).to(A.dtype)
-            if needs_x:
-                d_x = _dropped(d_h @ A.to(x.dtype), ctx.dropout, ctx.seed).view(x.shape)
+            d_h = g @ effective_up_projection(B, scale, ctx.c).to(x.dtype)
+        if needs_A:
+            d_A = (d_h.T @ drop(x.reshape(-1, x.shape[-1]))).to(A.dtype)
+            d_A = d_A.mul_(drop.gain) if drop.dropped else d_A
+        if needs_x:
+            d_x = _input_gradient(g, weight, d_h, _down(A, drop, x.dtype), drop).view(x.shape)
         if needs_B or needs_scale:
             n = scale.shape[-1]
             d_up = (g.T @ h).to(B.dtype).view(B.shape[0], n, -1)
@@ -118,4 +166,17 @@ class _AddBranches(torch.autograd.Function):
             if needs_scale:
                 d_scale = ctx.c * (d_up * B.view(d_up.shape)).sum(-1)
                 d_scale = d_scale if scale.dim() == 2 else d_scale.sum(0)
-        return grad if needs_base else None, d_x, d_A, d_B, d_scale, None, None, None
+        d_bias = g.sum(0) if needs_bias else None
+        return d_x, grad if needs_base else None, None, d_bias, d_A, d_B, d_scale, None, None
+
+
+def _down(A: Tensor, drop: _Dropout, dtype: torch.dtype) -> Tensor:
+    return (A * drop.gain if drop.dropped else A).to(dtype)
+
+
+def _input_gradient(g: Tensor, weight: Tensor | None, d_h: Tensor, A: Tensor, drop: _Dropout) -> Tensor:
+    """g W + D(d_h A), [tokens, d_in]; without the first term if the base made its own product."""
+    if weight is None:
+        return drop(d_h @ A)
+    d_x = g @ weight.to(g.dtype)
+    return d_x.add_(drop(d_h @ A)) if drop.dropped else d_x.addmm_(d_h, A)

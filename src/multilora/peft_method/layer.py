@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
@@ -132,29 +132,35 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
             return self._mixed_batch_forward(x, adapter_names, *args, **kwargs)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # once, for the base and for the branches
-        result: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return result
-        for name in self.active_adapters:
-            if name in self.multilora_A:
-                result = self._add_branches(result, x, name)
+        names = [name for name in self.active_adapters if name in self.multilora_A]
+        if self.disable_adapters or self.merged or not names:
+            return cast(Tensor, self.base_layer(x, *args, **kwargs))
+        first, *others = names
+        weight = fused.frozen_weight(self.base_layer, x) if fused.applies(x) and not (args or kwargs) else None
+        if weight is not None:
+            bias = cast("Tensor | None", self.base_layer.bias)
+            result = fused.linear_with_branches(x, weight, bias, *self._branches(first), dropout=self._dropout(first))
+        else:
+            others = names
+            result = self.base_layer(x, *args, **kwargs)
+        for name in others:
+            result = self._add_branches(result, x, name)
         return result
 
-    def _add_branches(self, result: Tensor, x: Tensor, name: str) -> Tensor:
+    def _branches(self, name: str) -> tuple[Tensor, Tensor, Tensor, float]:
+        A, B, scale = (getattr(self, part)[name] for part in self.adapter_layer_names)
+        return A, B, scale, self.scaling_constant[name]
+
+    def _dropout(self, name: str) -> float:
+        """The probability in force: 0 outside training."""
         dropout = self.multilora_dropout[name]
-        if fused.applies(self.base_layer, result, x):
-            return fused.add_branches(
-                result,
-                x,
-                self.multilora_A[name],
-                self.multilora_B[name],
-                self.multilora_scale[name],
-                self.scaling_constant[name],
-                dropout=dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0,
-                in_place=fused.may_overwrite(self.base_layer, result),
-            )
+        return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+
+    def _add_branches(self, result: Tensor, x: Tensor, name: str) -> Tensor:
+        if fused.applies(x) and result.dtype == x.dtype:
+            return fused.add_branches(result, x, *self._branches(name), dropout=self._dropout(name))
         A, up = self.effective_factors(name)
-        return result + functional.low_rank_forward(dropout(x), A, up).to(result.dtype)
+        return result + functional.low_rank_forward(self.multilora_dropout[name](x), A, up).to(result.dtype)
 
     def _mixed_batch_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         # The wording of these errors is PEFT's own.
