@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Real data in its public formats, if a folder `shared/` lies beside the checkout; tests skip without it.
@@ -61,6 +71,42 @@ def make_gpt2() -> Any:
         vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
     )
     return GPT2LMHeadModel(config).eval()
+
+
+def make_qwen3_moe() -> Any:
+    """A two-layer Qwen3-MoE: each layer's four experts are two stacked parameters, [experts, d_out, d_in]."""
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    return Qwen3MoeForCausalLM(config).eval()
+
+
+def make_gpt_oss() -> Any:
+    """A two-layer GPT-OSS, whose stacks are transposed: [experts, d_in, d_out]."""
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        layer_types=["full_attention"] * 2,
+    )
+    return GptOssForCausalLM(config).eval()
 
 
 def randomise(model: Any, adapter_name: str = "default", seed: int = 1) -> None:

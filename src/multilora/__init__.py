@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from multilora.analysis.run import analyze
     from multilora.data.plan import Plan
     from multilora.evaluation.run import Evaluation, evaluate
-    from multilora.export.lora import export_lora
+    from multilora.export.lora import convert_to_lora, export_lora
     from multilora.export.merge import export_merged
     from multilora.peft_method import MultiLoraConfig, MultiLoraLayer, MultiLoraModel
     from multilora.recipe import Recipe
@@ -32,6 +32,7 @@ _HOMES = {
     "Recipe": "multilora.recipe",
     "Run": "multilora.rundir",
     "analyze": "multilora.analysis.run",
+    "convert_to_lora": "multilora.export.lora",
     "evaluate": "multilora.evaluation.run",
     "export_lora": "multilora.export.lora",
     "export_merged": "multilora.export.merge",
@@ -50,6 +51,7 @@ __all__ = [
     "Run",
     "__version__",
     "analyze",
+    "convert_to_lora",
     "evaluate",
     "export_lora",
     "export_merged",

@@ -21,6 +21,9 @@ Shapes (branches are stacked, so the first axis is the long one):
     B       [d_out, n*r]    up-projections, branch i in columns i*r .. (i+1)*r
     scale   [d_out, n]      learned scales, one vector per branch ("vector"), or [n] ("scalar")
     x       [..., d_in]     ->  y [..., d_out]
+
+A stack of matrices, such as the experts of a mixture of experts, has one more axis in front of A, B and scale (whose
+"scalar" form is then [experts, 1, n]); the formulas below hold for each matrix of the stack.
 """
 
 from __future__ import annotations
@@ -55,8 +58,8 @@ def init_branches_(A: Tensor, B: Tensor, scale: Tensor, num_branches: int) -> No
     Kaiming-uniform with a = sqrt(5) is U(+-1/sqrt(fan_in)). The fan-in of A_i is d_in; that of B_i is r, the rank of
     one branch, although the branches lie side by side in one [d_out, n*r] matrix.
     """
-    r = A.shape[0] // num_branches
-    A.uniform_(-1 / math.sqrt(A.shape[1]), 1 / math.sqrt(A.shape[1]))
+    r = A.shape[-2] // num_branches
+    A.uniform_(-1 / math.sqrt(A.shape[-1]), 1 / math.sqrt(A.shape[-1]))
     B.uniform_(-1 / math.sqrt(r), 1 / math.sqrt(r))
     scale.zero_()
 
@@ -65,18 +68,17 @@ def effective_up_projection(B: Tensor, scale: Tensor, c: float) -> Tensor:
     """B_eff = c * [s_1 (.) B_1 | ... | s_n (.) B_n].
 
     Args:
-        B: [d_out, n*r]
-        scale: [d_out, n] or [n]; its last axis gives the number of branches
+        B: [..., d_out, n*r]
+        scale: [..., d_out, n], [..., 1, n] or [n]; its last axis gives the number of branches
         c: the constant in front, see `scaling_constant`
 
     Returns:
-        [d_out, n*r]
+        [..., d_out, n*r]
     """
-    d_out, total_rank = B.shape
     num_branches = scale.shape[-1]
     # [n] and [d_out, n] both broadcast against [d_out, n, r] once the rank axis is added.
-    branches = B.view(d_out, num_branches, total_rank // num_branches)
-    return (branches * (c * scale).unsqueeze(-1)).view(d_out, total_rank)
+    branches = B.view(*B.shape[:-1], num_branches, B.shape[-1] // num_branches)
+    return (branches * (c * scale).unsqueeze(-1)).view(B.shape)
 
 
 def low_rank_forward(x: Tensor, A: Tensor, up: Tensor) -> Tensor:
@@ -89,6 +91,6 @@ def low_rank_forward(x: Tensor, A: Tensor, up: Tensor) -> Tensor:
 
 
 def delta_weight(A: Tensor, B: Tensor, scale: Tensor, c: float) -> Tensor:
-    """The dense update Delta W = B_eff A, [d_out, d_in], in the parameters' dtype (at least float32)."""
+    """The dense update Delta W = B_eff A, [..., d_out, d_in], in the parameters' dtype (at least float32)."""
     dtype = torch.promote_types(A.dtype, torch.float32)
     return effective_up_projection(B.to(dtype), scale.to(dtype), c) @ A.to(dtype)

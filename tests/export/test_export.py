@@ -11,7 +11,7 @@ import torch
 from conftest import make_gpt2, make_llama, randomise
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from multilora import MultiLoraConfig, export_lora
+from multilora import MultiLoraConfig, convert_to_lora, export_lora
 from multilora.errors import AdapterError, RunDirectoryError
 
 IDS = torch.arange(3, 27).reshape(2, 12)
@@ -111,6 +111,30 @@ def test_one_of_several_adapters(tmp_path):
     folder = export_lora(model, tmp_path / "out", adapter_name="other")
     loaded = PeftModel.from_pretrained(make_llama(), folder)
     torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-5, atol=1e-5)
+
+
+def test_converted_in_place_the_adapters_can_be_combined():
+    model = get_peft_model(make_llama(), MultiLoraConfig(target_modules="all-linear"))
+    model.add_adapter("other", MultiLoraConfig(r=2, num_branches=2, target_modules="all-linear"))
+    randomise(model)
+    randomise(model, "other", seed=2)
+    x = torch.randn(5, 32)
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    updates = {name: x @ layer.get_delta_weight(name).T for name in ("default", "other")}
+    wanted = 0.3 * updates["default"] - 0.5 * updates["other"]
+    lora = convert_to_lora(model)
+    assert lora.active_adapters == ["default"]
+    lora.add_weighted_adapter(["default", "other"], [0.3, -0.5], "mean", combination_type="cat")
+    lora.set_adapter("mean")
+    layer = lora.base_model.model.model.layers[0].self_attn.q_proj
+    torch.testing.assert_close(layer(x) - layer.base_layer(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_merged_adapter_is_not_converted():
+    model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj"]))
+    model.merge_adapter()
+    with pytest.raises(AdapterError, match="unmerge_adapter"):
+        convert_to_lora(model)
 
 
 def test_what_is_not_multilora_is_refused(tmp_path):

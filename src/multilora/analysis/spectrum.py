@@ -80,8 +80,8 @@ class MatrixSpectrum:
 
     @property
     def kind(self) -> str:
-        """The module type: the last part of the name, such as `q_proj`."""
-        return self.name.rsplit(".", 1)[-1]
+        """The module type: the last part of the name, such as `q_proj`, without the number of an expert."""
+        return self.name.rsplit(".", 1)[-1].partition("[")[0]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,41 @@ def _spectrum(name: str, shape: tuple[int, int], singular_values: Tensor) -> Mat
     return MatrixSpectrum(name, shape, singular_values.tolist(), measures(singular_values))
 
 
+def _carries(module: Any, adapter_name: str) -> bool:
+    return any(adapter_name in getattr(module, part, ()) for part in module.adapter_layer_names)
+
+
+def _factors(module: Any, method: str, adapter_name: str) -> tuple[Tensor, Tensor] | None:
+    """(up [..., d_out, k], down [..., k, d_in]) of MultiLoRA and LoRA layers, None for other methods."""
+    from peft.tuners import lora
+
+    from multilora.peft_method import MultiLoraLayer
+
+    if isinstance(module, MultiLoraLayer):
+        down, up = module.effective_factors(adapter_name)
+        return up, down
+    if not isinstance(module, lora.LoraLayer) or not isinstance(module.lora_A, torch.nn.ModuleDict):
+        return None
+    if module.lora_variant:
+        raise AdapterError(f"analyze: this variant of LoRA ({method}) is more than the product of its factors")
+    if hasattr(module, "get_delta_factors"):  # a stack of experts
+        left, right, factor = module.get_delta_factors(adapter_name)
+        return left * factor, right
+    lora_A: Any = module.lora_A[adapter_name]
+    lora_B: Any = module.lora_B[adapter_name]
+    return lora_B.weight * module.scaling[adapter_name], lora_A.weight
+
+
+def _low_rank_spectra(name: str, module: Any, up: Tensor, down: Tensor) -> list[MatrixSpectrum]:
+    """One spectrum, or one per matrix of a stack, named `experts.down_proj[3]`."""
+    shape = (up.shape[-2], down.shape[-1])
+    if hasattr(module, "parameter_name"):
+        name = ".".join([*(part for part in name.split(".") if part != "base_layer"), module.parameter_name])
+    if up.dim() == 2:
+        return [_spectrum(name, shape, singular_values_of_product(up, down))]
+    return [_spectrum(f"{name}[{i}]", shape, singular_values_of_product(up[i], down[i])) for i in range(up.shape[0])]
+
+
 def adapter_spectrum(model: Any, method: str, adapter_name: str = "default") -> Spectrum:
     """The spectrum of every adapted matrix of a `PeftModel`: from the factors for MultiLoRA and LoRA.
 
@@ -128,34 +163,20 @@ def adapter_spectrum(model: Any, method: str, adapter_name: str = "default") -> 
     Raises:
         AdapterError: the method has no additive weight update.
     """
-    from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    from multilora.peft_method import MultiLoraLayer
-
-    matrices = []
+    matrices: list[MatrixSpectrum] = []
     for name, module in model.get_base_model().named_modules():
-        if not isinstance(module, BaseTunerLayer):
+        if not isinstance(module, BaseTunerLayer) or not _carries(module, adapter_name):
             continue
-        if isinstance(module, MultiLoraLayer):
-            if adapter_name not in module.multilora_A:
-                continue
-            down, up = module.effective_factors(adapter_name)
-        elif isinstance(module, LoraLayer) and isinstance(module.lora_A, torch.nn.ModuleDict):
-            if adapter_name not in module.lora_A:
-                continue
-            if module.lora_variant:
-                raise AdapterError(f"analyze: this variant of LoRA ({method}) is more than the product of its factors")
-            factors: Any = module.lora_A[adapter_name], module.lora_B[adapter_name]
-            down, up = factors[0].weight, factors[1].weight * module.scaling[adapter_name]
-        else:
-            if not hasattr(module, "get_delta_weight"):
-                raise AdapterError(f"analyze: method {method!r} has no additive weight update to look at")
-            dense = module.get_delta_weight(adapter_name).detach().double()
-            matrices.append(_spectrum(name, (dense.shape[0], dense.shape[1]), torch.linalg.svdvals(dense)))
+        factors = _factors(module, method, adapter_name)
+        if factors is not None:
+            matrices += _low_rank_spectra(name, module, *factors)
             continue
-        values = singular_values_of_product(up, down)
-        matrices.append(_spectrum(name, (up.shape[0], down.shape[1]), values))
+        if not hasattr(module, "get_delta_weight"):
+            raise AdapterError(f"analyze: method {method!r} has no additive weight update to look at")
+        dense = module.get_delta_weight(adapter_name).detach().double()
+        matrices.append(_spectrum(name, (dense.shape[0], dense.shape[1]), torch.linalg.svdvals(dense)))
     if not matrices:
         raise AdapterError(f"analyze: method {method!r} adapts no weight matrix")
     return Spectrum(method, matrices)

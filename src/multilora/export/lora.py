@@ -6,17 +6,18 @@ its constant is 1. No decomposition, no rounding beyond the products that fold t
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
 from multilora.errors import AdapterError, RunDirectoryError
 from multilora.files import whole_folder
-from multilora.peft_method import MultiLoraConfig, MultiLoraLayer
+from multilora.peft_method import MultiLoraConfig, MultiLoraLayer, ParamWrapper
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -29,8 +30,6 @@ def lora_state(model: PeftModel, adapter_name: str = "default") -> tuple[LoraCon
     Raises:
         AdapterError: the adapter is not MultiLoRA.
     """
-    from peft import get_peft_model_state_dict
-
     config = model.peft_config.get(adapter_name)
     if not isinstance(config, MultiLoraConfig):
         kind = "absent" if config is None else type(config).__name__
@@ -48,10 +47,12 @@ def lora_state(model: PeftModel, adapter_name: str = "default") -> tuple[LoraCon
             down, up = module.effective_factors(adapter_name)
         key = f"base_model.model.{name}"
         branch_keys |= {f"{key}.{part}" for part in module.adapter_layer_names}
+        ranks[module.full_name(name) if isinstance(module, ParamWrapper) else name] = down.shape[-2]
+        if down.dim() == 3:  # PEFT's layout of a stack's LoRA: [experts * rank, d_in] and [d_out, rank * experts]
+            down, up = down.flatten(0, 1), up.permute(1, 2, 0).flatten(1)
         # The scales are folded in float32 and stay there: casting B_eff down would lose what they say.
         state[f"{key}.lora_A.weight"] = down.detach().cpu().clone()
         state[f"{key}.lora_B.weight"] = up.detach().cpu().contiguous()
-        ranks[name] = down.shape[0]
     saved = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     state |= {key: value.detach().cpu() for key, value in saved.items() if key not in branch_keys}
     return _lora_config(config, ranks), state
@@ -59,13 +60,14 @@ def lora_state(model: PeftModel, adapter_name: str = "default") -> tuple[LoraCon
 
 def _lora_config(config: MultiLoraConfig, ranks: dict[str, int]) -> LoraConfig:
     common = max(set(ranks.values()), key=list(ranks.values()).count)
-    others = {f"^{name}": rank for name, rank in ranks.items() if rank != common}
+    others = {rf"^{re.escape(name)}$": rank for name, rank in ranks.items() if rank != common}
     return LoraConfig(
         r=common,
         lora_alpha=common,
         rank_pattern=others,
         alpha_pattern=dict(others),
         target_modules=config.target_modules,
+        target_parameters=config.target_parameters,
         exclude_modules=config.exclude_modules,
         layers_to_transform=config.layers_to_transform,
         layers_pattern=config.layers_pattern,
@@ -77,6 +79,33 @@ def _lora_config(config: MultiLoraConfig, ranks: dict[str, int]) -> LoraConfig:
         revision=config.revision,
         inference_mode=True,
     )
+
+
+def convert_to_lora(model: PeftModel) -> PeftModel:
+    """The same model with every MultiLoRA adapter as a LoRA adapter of the same name; exact and without decomposition.
+
+    What PEFT offers for LoRA alone then works, such as `add_weighted_adapter`. The base modules are those of `model`,
+    which is taken apart.
+
+    Raises:
+        AdapterError: an adapter is not MultiLoRA, or is merged into the base.
+    """
+    if any(module.merged_adapters for module in model.modules() if isinstance(module, MultiLoraLayer)):
+        raise AdapterError("convert_to_lora: adapters are merged into the base; call model.unmerge_adapter() first")
+    active, training = list(model.active_adapters), model.training
+    adapters = {name: lora_state(model, name) for name in model.peft_config}
+    lora: PeftModel | None = None
+    base = model.unload()
+    for name, (config, state) in adapters.items():
+        config.inference_mode = model.peft_config[name].inference_mode
+        if lora is None:
+            lora = get_peft_model(base, config, adapter_name=name)
+        else:
+            lora.add_adapter(name, config)
+        set_peft_model_state_dict(lora, state, adapter_name=name)
+    assert lora is not None
+    lora.base_model.set_adapter(active)
+    return lora.train(training)
 
 
 def export_lora(source: Any, out: str | Path, adapter_name: str = "default") -> Path:

@@ -25,6 +25,8 @@ class MultiLoraConfig(PeftConfig):
         init_weights: True: scales start at zero, so the model starts exactly at the base. False: scales are drawn
             from U(-1, 1), so that an untrained adapter changes the output (for tests).
         target_modules: names or a regular expression of the matrices to adapt, or `"all-linear"`.
+        target_parameters: names of parameters that belong to no linear module, such as the stacked experts of a mixture
+            of experts: `["experts.gate_up_proj", "experts.down_proj"]`. Each expert gets branches of its own.
         exclude_modules: names or a regular expression of matrices to leave alone.
         layers_to_transform: indices of the layers to adapt; all when None.
         layers_pattern: name of the list of layers that `layers_to_transform` counts.
@@ -46,6 +48,7 @@ class MultiLoraConfig(PeftConfig):
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the branches' input"})
     init_weights: bool = field(default=True, metadata={"help": "start exactly at the base"})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "matrices to adapt"})
+    target_parameters: list[str] | None = field(default=None, metadata={"help": "stacked experts to adapt"})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "matrices to leave alone"})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layer indices to adapt"})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of layers"})
@@ -78,6 +81,8 @@ class MultiLoraConfig(PeftConfig):
             yield f"scaling is {self.scaling!r}, expected 'vector' or 'scalar'"
         if not 0 <= self.lora_dropout < 1:
             yield f"lora_dropout is {self.lora_dropout!r}, expected a probability in [0, 1)"
+        if self.lora_dropout and self.target_parameters:
+            yield "lora_dropout cannot be used with target_parameters, whose input the adapter never sees"
         if self.bias not in ("none", "all", "multilora_only"):
             yield f"bias is {self.bias!r}, expected 'none', 'all' or 'multilora_only'"
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:

@@ -19,10 +19,17 @@ from multilora.peft_method.config import MultiLoraConfig
 
 
 class MultiLoraLayer(BaseTunerLayer):
-    """The parameters of every adapter on one matrix, and the weight update they stand for.
+    """The parameters of every adapter on one matrix or stack of matrices, and the weight update they stand for.
 
-    multilora_A [n*r, d_in], multilora_B [d_out, n*r], multilora_scale [d_out, n] or [n]; see `multilora.functional`.
+    multilora_A [n*r, d_in], multilora_B [d_out, n*r], multilora_scale [d_out, n] or [n], with an axis in front for a
+    stack; see `multilora.functional`. `transposed`: the base keeps its weight as [..., d_in, d_out].
     """
+
+    if TYPE_CHECKING:  # inherited from PEFT, whose types are not read
+        active_adapters: list[str]
+        get_base_layer: Callable[[], nn.Module]
+        get_base_weight: Callable[[], Tensor]
+        set_base_weight: Callable[[Tensor], None]
 
     adapter_layer_names = ("multilora_A", "multilora_B", "multilora_scale")
     other_param_names = ("r", "num_branches", "scaling_constant", "multilora_dropout")
@@ -41,7 +48,12 @@ class MultiLoraLayer(BaseTunerLayer):
 
         inner = self.get_base_layer()
         self.quantization_backend = resolve_quantization_backend(inner, **quantization)
-        self.in_features, self.out_features = _get_in_out_features(inner)
+        self.stack, self.in_features, self.out_features, self.transposed = self._base_shape(inner)
+
+    def _base_shape(self, inner: nn.Module) -> tuple[tuple[int, ...], int, int, bool]:
+        """(shape of the stack, () for one matrix; d_in; d_out; transposed)."""
+        d_in, d_out = _get_in_out_features(inner)
+        return (), d_in, d_out, isinstance(inner, Conv1D)
 
     def update_layer(self, adapter_name: str, *, config: MultiLoraConfig, r: int, alpha: float | None) -> None:
         """Add the branches of a new adapter; `r` and `alpha` are this module's own (after the patterns)."""
@@ -54,9 +66,12 @@ class MultiLoraLayer(BaseTunerLayer):
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
         # A new module is in training mode; this one takes the mode of the layer it joins.
         self.multilora_dropout[adapter_name] = dropout.train(self.get_base_layer().training)
-        self.multilora_A[adapter_name] = nn.Parameter(torch.empty(n * r, self.in_features))
-        self.multilora_B[adapter_name] = nn.Parameter(torch.empty(self.out_features, n * r))
-        scale_shape = (self.out_features, n) if config.scaling == "vector" else (n,)
+        self.multilora_A[adapter_name] = nn.Parameter(torch.empty(*self.stack, n * r, self.in_features))
+        self.multilora_B[adapter_name] = nn.Parameter(torch.empty(*self.stack, self.out_features, n * r))
+        if config.scaling == "vector":
+            scale_shape: tuple[int, ...] = (*self.stack, self.out_features, n)
+        else:
+            scale_shape = (*self.stack, 1, n) if self.stack else (n,)
         self.multilora_scale[adapter_name] = nn.Parameter(torch.empty(scale_shape))
         self.reset_parameters(adapter_name, init_weights=config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -70,7 +85,7 @@ class MultiLoraLayer(BaseTunerLayer):
             nn.init.uniform_(scale, -1.0, 1.0)
 
     def effective_factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """(A [n*r, d_in], B_eff [d_out, n*r]): the adapter as the factors of a LoRA of rank n*r and factor 1."""
+        """(A [..., n*r, d_in], B_eff [..., d_out, n*r]): the factors of a LoRA of rank n*r and factor 1."""
         up = functional.effective_up_projection(
             self.multilora_B[adapter_name],
             self.multilora_scale[adapter_name],
@@ -79,7 +94,7 @@ class MultiLoraLayer(BaseTunerLayer):
         return self.multilora_A[adapter_name], up
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """Delta W in the layout of the base weight: [d_out, d_in], transposed for `Conv1D`.
+        """Delta W in the layout of the base weight: [..., d_out, d_in], or its transpose if `transposed`.
 
         Raises:
             AdapterError: there is no adapter of that name here.
@@ -92,16 +107,56 @@ class MultiLoraLayer(BaseTunerLayer):
             self.multilora_scale[adapter],
             self.scaling_constant[adapter],
         )
-        return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
+        return delta.mT if self.transposed else delta
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the adapters' updates to the base weight.
+
+        Args:
+            safe_merge: check the merged weight for non-finite numbers before it replaces the old one.
+            adapter_names: the adapters to merge; the active ones when None.
+
+        Raises:
+            AdapterError: `safe_merge` met a non-finite number, or the base is quantised in a way that cannot be
+                merged into; the base is unchanged.
+        """
+        backend = self.quantization_backend
+        if backend is not None and not backend.supports_merge:
+            raise AdapterError(
+                f"a {backend.backend_name} layer cannot be merged into; export the adapter as a plain LoRA instead"
+            )
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.multilora_A:
+                continue
+            merged = self._shifted_base_weight(name, +1)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise AdapterError(
+                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken; "
+                    "the base was left as it was"
+                )
+            self.set_base_weight(merged)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Take every merged adapter out of the base weight again."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            if name in self.multilora_A:
+                self.set_base_weight(self._shifted_base_weight(name, -1))
+
+    @torch.no_grad()
+    def _shifted_base_weight(self, adapter_name: str, sign: int) -> Tensor:
+        base = self.get_base_weight()
+        # Summed in float32 or better and rounded once, so that a bfloat16 base gets the nearest merged weight.
+        delta = self.get_delta_weight(adapter_name).to(base.device)
+        return (base.to(delta.dtype) + sign * delta).to(base.dtype)
 
 
 class MultiLoraLinear(nn.Module, MultiLoraLayer):
-    """A MultiLoRA-adapted `nn.Linear` or transformers `Conv1D`."""
-
-    if TYPE_CHECKING:  # inherited from PEFT, whose types are not read
-        active_adapters: list[str]
-        get_base_weight: Callable[[], Tensor]
-        set_base_weight: Callable[[Tensor], None]
+    """A MultiLoRA-adapted `nn.Linear`, transformers `Conv1D`, or quantised linear."""
 
     def __init__(
         self,
@@ -180,51 +235,6 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
                 A, up = self.effective_factors(name)
                 result[rows] += functional.low_rank_forward(x[rows], A, up).to(result.dtype)
         return result
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the adapters' updates to the base weight.
-
-        Args:
-            safe_merge: check the merged weight for non-finite numbers before it replaces the old one.
-            adapter_names: the adapters to merge; the active ones when None.
-
-        Raises:
-            AdapterError: `safe_merge` met a non-finite number, or the base is quantised in a way that cannot be
-                merged into; the base is unchanged.
-        """
-        backend = self.quantization_backend
-        if backend is not None and not backend.supports_merge:
-            raise AdapterError(
-                f"a {backend.backend_name} layer cannot be merged into; export the adapter as a plain LoRA instead"
-            )
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name not in self.multilora_A:
-                continue
-            merged = self._shifted_base_weight(name, +1)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise AdapterError(
-                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken; "
-                    "the base was left as it was"
-                )
-            self.set_base_weight(merged)
-            self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Take every merged adapter out of the base weight again."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        while self.merged_adapters:
-            name = self.merged_adapters.pop()
-            if name in self.multilora_A:
-                self.set_base_weight(self._shifted_base_weight(name, -1))
-
-    @torch.no_grad()
-    def _shifted_base_weight(self, adapter_name: str, sign: int) -> Tensor:
-        base = self.get_base_weight()
-        # Summed in float32 or better and rounded once, so that a bfloat16 base gets the nearest merged weight.
-        delta = self.get_delta_weight(adapter_name).to(base.device)
-        return (base.to(delta.dtype) + sign * delta).to(base.dtype)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """PEFT's own conversion (`peft.convert_to_lora`) applies; `multilora.export_lora` is exact and faster."""

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from multilora.errors import AdapterError
 from multilora.peft_method.config import MultiLoraConfig
+from multilora.peft_method.experts import ParamWrapper
 from multilora.peft_method.layer import MultiLoraLayer, MultiLoraLinear
 
 
@@ -44,27 +45,50 @@ class MultiLoraModel(BaseTuner):
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **_: Any,
+        parameter_name: str | None = None,
     ) -> None:
         r = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), current_key), config.r)
         alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), current_key))
-        if isinstance(target, MultiLoraLayer):
+        # A wrapper of another parameter of the same module is wrapped in turn.
+        if isinstance(target, MultiLoraLayer) and getattr(target, "parameter_name", None) == parameter_name:
             target.update_layer(adapter_name, config=config, r=r, alpha=alpha)
             return
-        inner = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        new: nn.Module
+        if parameter_name is not None:
+            new = ParamWrapper(target, adapter_name, parameter_name=parameter_name, config=config, r=r, alpha=alpha)
+        else:
+            new = self._adapted_linear(config, adapter_name, target, current_key, r, alpha)
+        if adapter_name not in self.active_adapters:
+            new.requires_grad_(False)  # a further adapter is not trained until it is made active
+        self._replace_module(parent, target_name, new, target)
+
+    def _adapted_linear(
+        self, config: MultiLoraConfig, adapter_name: str, target: nn.Module, key: str, r: int, alpha: float | None
+    ) -> MultiLoraLinear:
+        inner: nn.Module = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         quantization = get_quantization_kwargs(self)
         backend = resolve_quantization_backend(inner, **quantization)
         linear = isinstance(inner, nn.Linear | Conv1D) or (backend is not None and backend.layer_type == "linear")
         if not linear:
             raise AdapterError(
-                f"cannot adapt {current_key!r}: it is a {type(inner).__name__}, and MultiLoRA adapts linear maps "
-                "(nn.Linear and transformers' Conv1D). Name only linear modules in target_modules, or use "
-                "target_modules='all-linear'; to train this module whole, list it in modules_to_save"
+                f"cannot adapt {key!r}: it is a {type(inner).__name__}, and MultiLoRA adapts linear maps (nn.Linear, "
+                "transformers' Conv1D) and stacked experts (target_parameters). Name only linear modules in "
+                "target_modules, or use target_modules='all-linear'; to train this module whole, list it in "
+                "modules_to_save; embeddings of single tokens: trainable_token_indices"
             )
-        new = MultiLoraLinear(target, adapter_name, config=config, r=r, alpha=alpha, **quantization)
-        if adapter_name not in self.active_adapters:
-            new.requires_grad_(False)  # a further adapter is not trained until it is made active
-        self._replace_module(parent, target_name, new, target)
+        return MultiLoraLinear(target, adapter_name, config=config, r=r, alpha=alpha, **quantization)
+
+    def _check_new_adapter_config(self, config: MultiLoraConfig) -> None:
+        super()._check_new_adapter_config(config)
+        # Which parameter a wrapper's branches belong to is told by its place in the nesting alone.
+        wanted = set(config.target_parameters or ())
+        for name, other in self.peft_config.items():
+            others = set(getattr(other, "target_parameters", None) or ())
+            if other is not config and wanted and others and wanted != others:
+                raise AdapterError(
+                    f"target_parameters is {sorted(wanted)}, but adapter {name!r} has {sorted(others)}; adapters on "
+                    "one model must name the same parameters"
+                )
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own also copies weight and device; our layers hold the base as it is and place their own parameters.

@@ -1,0 +1,143 @@
+"""The stacked experts of a mixture of experts, in both layouts that transformers has."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import torch
+from conftest import make_gpt_oss, make_qwen3_moe, randomise
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from multilora import MultiLoraConfig, convert_to_lora, export_lora
+from multilora.analysis.spectrum import adapter_spectrum
+from multilora.errors import AdapterError
+from multilora.peft_method import ParamWrapper
+
+IDS = torch.arange(3, 27).reshape(2, 12)
+STACKS = ["experts.gate_up_proj", "experts.down_proj"]
+
+
+@pytest.fixture(params=[make_qwen3_moe, make_gpt_oss], ids=["qwen3_moe", "gpt_oss"])
+def make(request):
+    return request.param
+
+
+def config(**options):
+    return MultiLoraConfig(**{"r": 2, "target_modules": ["q_proj"], "target_parameters": STACKS, **options})
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+@pytest.mark.parametrize("scaling", ["vector", "scalar"])
+def test_starts_at_the_base_and_every_expert_can_learn(make, scaling):
+    before = logits(make())
+    model = get_peft_model(make(), config(scaling=scaling))
+    assert torch.equal(logits(model), before)
+    randomise(model)
+    assert (logits(model) - before).abs().max() > 1e-2
+    model.train()(torch.arange(320)[None], labels=torch.arange(320)[None]).loss.backward()
+    wrappers = [module for module in model.modules() if isinstance(module, ParamWrapper)]
+    assert len(wrappers) == 4
+    for wrapper in wrappers:
+        for part in wrapper.adapter_layer_names:
+            gradient = getattr(wrapper, part)["default"].grad
+            assert gradient.shape[0] == 4
+            assert (gradient.flatten(1).abs().amax(1) > 0).all()
+
+
+@pytest.mark.parametrize("scaling", ["vector", "scalar"])
+def test_each_expert_gets_the_update_of_its_own_branches(make, scaling):
+    model = get_peft_model(make(), config(scaling=scaling, lora_alpha=6))
+    randomise(model)
+    model = model.double()
+    untouched = make().double()
+    for name, module in model.get_base_model().named_modules():
+        if not isinstance(module, ParamWrapper):
+            continue
+        A, B, scale = (getattr(module, part)["default"].detach() for part in module.adapter_layer_names)
+        update = module.get_delta_weight("default")
+        assert update.shape == untouched.get_parameter(module.full_name(name)).shape
+        for expert in range(4):
+            scales = [scale[expert, :, i] if scaling == "vector" else scale[expert, 0, i] for i in range(3)]
+            wanted = reference.delta_weight(list(A[expert].chunk(3)), list(B[expert].chunk(3, dim=1)), scales, 3.0)
+            got = update[expert].T if module.transposed else update[expert]
+            torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_merged_saved_and_unloaded_are_equal(tmp_path, make):
+    model = get_peft_model(make(), config())
+    randomise(model)
+    expected = logits(model)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(make(), tmp_path)), expected)
+    assert torch.equal(logits(PeftModel.from_pretrained(make(), tmp_path, low_cpu_mem_usage=True)), expected)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), logits(make()))
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+    model.unmerge_adapter()
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+    merged = model.merge_and_unload(safe_merge=True)
+    assert not any(isinstance(module, ParamWrapper) for module in merged.modules())
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointing_changes_no_gradient(make):
+    gradients = []
+    for checkpointing in (False, True):
+        model = get_peft_model(make(), config())
+        randomise(model)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()(IDS, labels=IDS).loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+def test_two_adapters_and_their_lora_forms(tmp_path, make):
+    model = get_peft_model(make(), config())
+    model.add_adapter("other", config(r=3, num_branches=2, scaling="scalar"))
+    randomise(model)
+    randomise(model, "other", seed=2)
+    expected = {}
+    for name in ("other", "default"):
+        model.set_adapter(name)
+        expected[name] = logits(model)
+        folder = export_lora(model, tmp_path / name, adapter_name=name)
+        torch.testing.assert_close(logits(PeftModel.from_pretrained(make(), folder)), expected[name])
+    lora = convert_to_lora(model)
+    assert all(isinstance(config, LoraConfig) for config in lora.peft_config.values())
+    for name, wanted in expected.items():
+        lora.set_adapter(name)
+        torch.testing.assert_close(logits(lora), wanted)
+
+
+def test_one_spectrum_per_expert_equal_to_that_of_the_dense_update(tmp_path, make):
+    model = get_peft_model(make(), config())
+    randomise(model)
+    ours = {m.name: m for m in adapter_spectrum(model, "multilora").matrices}
+    assert len(ours) == 2 * (1 + 2 * 4)
+    experts = model.get_base_model().model.layers[0].mlp.experts
+    dense = torch.linalg.svdvals(experts.get_delta_weight("default")[1].double())
+    spectrum = ours[f"model.layers.0.mlp.experts.{experts.parameter_name}[1]"]
+    assert spectrum.kind == experts.parameter_name
+    torch.testing.assert_close(torch.tensor(spectrum.singular_values), dense[:6].float(), rtol=1e-4, atol=1e-5)
+    lora = PeftModel.from_pretrained(make(), export_lora(model, tmp_path / "lora"))
+    for theirs in adapter_spectrum(lora, "lora").matrices:
+        assert theirs.singular_values == pytest.approx(ours[theirs.name].singular_values, rel=1e-4, abs=1e-6)
+
+
+def test_what_stacks_cannot_do_is_refused(make):
+    with pytest.raises(AdapterError, match="lora_dropout cannot be used with target_parameters"):
+        config(lora_dropout=0.1)
+    model = get_peft_model(make(), config())
+    with pytest.raises(AdapterError, match=r"adapter 'default' has .*must name the same parameters"):
+        model.add_adapter("other", config(target_parameters=STACKS[:1]))
+    with pytest.raises(AdapterError, match=r"run one batch per adapter"):
+        model.eval()(IDS, adapter_names=["default", "__base__"])
+    with pytest.raises(AdapterError, match=r"input_layernorm|norm.*of shape \[32\], expected a floating-point matrix"):
+        get_peft_model(make(), config(target_parameters=["input_layernorm.weight"]))
