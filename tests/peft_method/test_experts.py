@@ -139,5 +139,5 @@ def test_what_stacks_cannot_do_is_refused(make):
         model.add_adapter("other", config(target_parameters=STACKS[:1]))
     with pytest.raises(AdapterError, match=r"run one batch per adapter"):
         model.eval()(IDS, adapter_names=["default", "__base__"])
-    with pytest.raises(AdapterError, match=r"input_layernorm|norm.*of shape \[32\], expected a floating-point matrix"):
+    with pytest.raises(AdapterError, match=r"Norm.*of shape \[32\], expected a floating-point matrix"):
         get_peft_model(make(), config(target_parameters=["input_layernorm.weight"]))

@@ -1,0 +1,107 @@
+"""Quantised bases, on the CPU: bitsandbytes in 4 and 8 bits, torchao in 8."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import make_llama, randomise
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
+
+from multilora import MultiLoraConfig, export_lora
+from multilora.peft_method import MultiLoraLayer
+
+IDS = torch.arange(3, 27).reshape(2, 12)
+
+
+def bnb(**options):
+    pytest.importorskip("bitsandbytes")
+    return BitsAndBytesConfig(**options)
+
+
+def torchao():
+    pytest.importorskip("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig())
+
+
+QUANTISATIONS = {
+    "bnb nf4": lambda: bnb(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32),
+    "bnb int8": lambda: bnb(load_in_8bit=True),
+    "torchao int8": torchao,
+}
+
+
+@pytest.fixture(params=QUANTISATIONS)
+def load(request, tmp_path):
+    settings = QUANTISATIONS[request.param]()
+    # Wide enough for whole quantisation blocks.
+    make_llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+
+    def again():
+        return AutoModelForCausalLM.from_pretrained(
+            tmp_path / "base", quantization_config=copy.deepcopy(settings), dtype=torch.float32, device_map="cpu"
+        )
+
+    return again
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+def config(**options):
+    return MultiLoraConfig(**{"r": 4, "target_modules": "all-linear", **options})
+
+
+def test_learns_saves_and_reloads(load, tmp_path):
+    model = get_peft_model(prepare_model_for_kbit_training(load(), use_gradient_checkpointing=False), config())
+    layers = [module for module in model.modules() if isinstance(module, MultiLoraLayer)]
+    assert len(layers) == 14
+    assert all(layer.quantization_backend is not None for layer in layers)
+    assert torch.equal(logits(model), logits(prepare_model_for_kbit_training(load())))
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-2)
+    losses = []
+    for _ in range(40):
+        loss = model(IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    model.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(PeftModel.from_pretrained(load(), tmp_path / "adapter")), logits(model))
+
+
+def test_exported_lora_is_equal_on_the_same_base(load, tmp_path):
+    model = get_peft_model(load(), config(scaling="scalar"))
+    randomise(model)
+    folder = export_lora(model, tmp_path / "lora")
+    lora = PeftModel.from_pretrained(load(), folder)
+    torch.testing.assert_close(logits(lora), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_the_branches_gradients_are_those_of_a_plain_base(load):
+    """With the dequantised weights in a plain base, loss and gradients are the same."""
+    quantised = get_peft_model(load(), config())
+    randomise(quantised)
+    layer = next(module for module in quantised.modules() if isinstance(module, MultiLoraLayer))
+    plain_base = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+    plain_base.weight = torch.nn.Parameter(layer.get_base_weight().detach().float(), requires_grad=False)
+    x = torch.randn(5, layer.in_features, requires_grad=True)
+    quantised.train()
+    y = layer(x)
+    parts = [getattr(layer, part)["default"] for part in layer.adapter_layer_names]
+    weights = torch.randn_like(y)
+    got = torch.autograd.grad((y * weights).sum(), [x, *parts])
+    layer.base_layer, layer.quantization_backend = plain_base, None
+    wanted = torch.autograd.grad((layer(x) * weights).sum(), [x, *parts])
+    # Int8 matrix products round the base's share of y and of the gradient of x; the branches' own are exact.
+    for mine, theirs in zip(got[1:], wanted[1:], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got[0], wanted[0], rtol=0.05, atol=0.2)
