@@ -1,7 +1,7 @@
 """The recipe: every option of a run in one validated object. `Recipe.load` reports all problems at once.
 
-Sections: model, adapter, tasks, mixture, data, training, evaluation, output_dir. Paths are relative to the current
-directory and are stored as absolute ones, so that a run can be read from anywhere. Importing this module loads
+Sections: model, adapter, tasks, mixture, data, training, optimizer, evaluation, output_dir. Paths are relative to the
+current directory and are stored as absolute ones, so that a run can be read from anywhere. Importing this module loads
 neither torch nor transformers; checking the `training:` and `adapter:` keys does.
 """
 
@@ -95,6 +95,15 @@ class DataSection(Section):
     )
 
 
+class OptimizerSection(Section):
+    """Learning rates by kind of parameter; everything else about the optimizer is under `training`."""
+
+    scale_lr_factor: float = Field(
+        1.0, gt=0, description="MultiLoRA's scales: their learning rate over training.learning_rate; try sqrt(3 r)"
+    )
+    up_lr_factor: float = Field(1.0, gt=0, description="the up-projections B: the same ratio (LoRA+)")
+
+
 class EvaluationSection(Section):
     """How a run is scored."""
 
@@ -112,6 +121,7 @@ class Recipe(Section):
     mixture: MixtureSection = Field(default_factory=MixtureSection)
     data: DataSection = Field(default_factory=DataSection)
     training: dict[str, Any] = Field(default_factory=dict, description="transformers.TrainingArguments")
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     output_dir: str = "runs/run"
 
@@ -261,7 +271,16 @@ def _check_recipe(recipe: Recipe) -> list[str]:
     problems += _check_names_and_weights(recipe)
     problems += _check_adapter(recipe.adapter)
     problems += _check_training(recipe.training)
+    problems += _check_optimizer(recipe)
     return problems
+
+
+def _check_optimizer(recipe: Recipe) -> Iterator[str]:
+    method = recipe.adapter.method
+    for key, methods in (("scale_lr_factor", {"multilora"}), ("up_lr_factor", {"multilora", "lora"})):
+        value = getattr(recipe.optimizer, key)
+        if value != 1 and method not in methods:
+            yield f"optimizer.{key}: {value} would do nothing with adapter.method `{method}`; leave it out"
 
 
 def _check_model(section: ModelSection) -> Iterator[str]:

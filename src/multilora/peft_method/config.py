@@ -19,7 +19,9 @@ class MultiLoraConfig(PeftConfig):
         r: rank of each branch.
         num_branches: n, the number of parallel branches on each adapted matrix.
         scaling: shape of a branch's learned scale: `"vector"`, one number per output feature, or `"scalar"`.
-        lora_alpha: the constant alpha in alpha / r; None means `r`, that is a factor of 1.
+        lora_alpha: the constant alpha in alpha / r; None means `r`, that is a factor of 1, the paper's form. Under
+            Adam `k * r` acts as a learning rate k times as large for the scales alone; with k = sqrt(3 r) the update
+            grows as fast as LoRA's (docs/maths.md).
         use_rslora: alpha / sqrt(r) in place of alpha / r.
         lora_dropout: probability of zeroing an input feature of the branches while training; shared by all branches.
         init_weights: True: scales start at zero, so the model starts exactly at the base. False: scales are drawn

@@ -115,7 +115,14 @@ def run_prepared(prepared: Prepared, path: Path, callbacks: Sequence[TrainerCall
     recipe, model, plan_, arguments = prepared.recipe, prepared.model, prepared.plan, prepared.arguments
     trainable, total = parameter_counts(model)
     try:
-        trainer = MultiTaskTrainer(model=model, args=arguments, plan=plan_, callbacks=list(callbacks))
+        trainer = MultiTaskTrainer(
+            model=model,
+            args=arguments,
+            plan=plan_,
+            callbacks=list(callbacks),
+            scale_lr_factor=recipe.optimizer.scale_lr_factor,
+            up_lr_factor=recipe.optimizer.up_lr_factor,
+        )
     except ValueError as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 from multilora.data.collate import Collator, pad_token_id
 from multilora.data.plan import Plan
 from multilora.errors import InputError
+from multilora.training.groups import split_groups
 
 
 def token_losses(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,6 +56,8 @@ class MultiTaskTrainer(Trainer):
         model: a causal language model, adapted or not
         args: any `TrainingArguments`; `remove_unused_columns` is turned off, for the task ids must reach the loss
         plan: from `multilora.plan`; its examples per step must equal what `args` asks for
+        scale_lr_factor: learning rate of MultiLoRA's scales over `args.learning_rate`
+        up_lr_factor: the same for the up-projections B of MultiLoRA and LoRA
         **kwargs: passed on to `transformers.Trainer`
 
     Raises:
@@ -62,7 +65,16 @@ class MultiTaskTrainer(Trainer):
             process would drive several GPUs.
     """
 
-    def __init__(self, model: Any, args: TrainingArguments, plan: Plan, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        plan: Plan,
+        *,
+        scale_lr_factor: float = 1.0,
+        up_lr_factor: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         asked = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         if asked != plan.examples_per_step:
             raise InputError(
@@ -86,6 +98,7 @@ class MultiTaskTrainer(Trainer):
             **kwargs,
         )
         self.plan = plan
+        self.lr_factors = {"scale_factor": scale_lr_factor, "up_factor": up_lr_factor}
         # The loss below is divided by the trained tokens of the whole accumulated batch, over all processes.
         self.model_accepts_loss_kwargs = True
         self._task_sums: Tensor | None = None
@@ -94,6 +107,14 @@ class MultiTaskTrainer(Trainer):
         """The plan's own order."""
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         return SequentialSampler(dataset)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """transformers' own, with its groups split by kind of parameter."""
+        given = self.optimizer is not None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if not given:
+            split_groups(optimizer, self.model if model is None else model, **self.lr_factors)
+        return optimizer
 
     def compute_loss(
         self,
