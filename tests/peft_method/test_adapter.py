@@ -133,6 +133,36 @@ def test_a_checkpoint_without_a_parameter_is_refused(tmp_path, missing):
         PeftModel.from_pretrained(make_llama(), tmp_path)
 
 
+@pytest.mark.parametrize("part", ["multilora_scale", "multilora_A", "multilora_B"])
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path, part):
+    model = get_peft_model(make_llama(), config())
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    state = load_file(file)
+    key = next(key for key in state if part in key)
+    save_file({**state, key: state[key][:-1].clone()}, file, metadata={"format": "pt"})
+    with pytest.raises(
+        AdapterError, match=rf"1 of 42 parameters in another shape .*{part}.* is \[\d+, \d+\], expected"
+    ):
+        PeftModel.from_pretrained(make_llama(), tmp_path)
+
+
+def test_a_checkpoint_of_another_base_is_refused(tmp_path):
+    get_peft_model(make_llama(), config()).save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="parameters in another shape"):
+        PeftModel.from_pretrained(make_llama(hidden_size=64), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "module", [torch.nn.Embedding(4, 8), torch.nn.Conv1d(4, 8, 1), torch.nn.Conv2d(4, 8, 1), torch.nn.LayerNorm(8)]
+)
+def test_other_modules_are_refused_by_name(module):
+    model = torch.nn.Sequential()
+    model.add_module("part", module)
+    with pytest.raises(AdapterError, match=rf"'part': it is a {type(module).__name__}, .*modules_to_save"):
+        get_peft_model(model, MultiLoraConfig(target_modules=["part"]))
+
+
 def test_only_scales_learn_in_the_first_step_and_all_in_the_second():
     model = get_peft_model(make_llama(), config())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)

@@ -1,4 +1,4 @@
-"""Makes `MULTILORA` a PEFT method. The only file that touches PEFT's internals.
+"""Makes `MULTILORA` a PEFT method. The only file that touches what PEFT keeps to itself.
 
 PEFT has no plug-in hook: `register_peft_method` accepts only names that are members of the `PeftType` enum, and other
 parts (transformers' `load_adapter`, `get_model_status`) need a real member, not a string. So a member is added at
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils.peft_types import PeftType, register_peft_method
 
 NAME = "MULTILORA"
+
+in_out_features = _get_in_out_features
 
 
 def add_peft_type(name: str = NAME) -> Any:
@@ -34,8 +37,8 @@ def add_peft_type(name: str = NAME) -> Any:
         import peft
 
         raise RuntimeError(
-            f"could not add {name} to peft {peft.__version__}'s PeftType; multilora is tested with peft 0.20 and 0.21: "
-            "install one of these"
+            f"could not add {name} to peft {peft.__version__}'s PeftType; multilora needs peft 0.21 or newer "
+            "and is tested with 0.21.0 and 0.21.2: install one of these"
         )
     return member
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.quantization_utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from multilora import functional
 from multilora.errors import AdapterError
 from multilora.peft_method import fused
+from multilora.peft_method._register import in_out_features
 from multilora.peft_method.config import MultiLoraConfig
 
 
@@ -52,7 +53,7 @@ class MultiLoraLayer(BaseTunerLayer):
 
     def _base_shape(self, inner: nn.Module) -> tuple[tuple[int, ...], int, int, bool]:
         """(shape of the stack, () for one matrix; d_in; d_out; transposed)."""
-        d_in, d_out = _get_in_out_features(inner)
+        d_in, d_out = in_out_features(inner)
         return (), d_in, d_out, isinstance(inner, Conv1D)
 
     def update_layer(self, adapter_name: str, *, config: MultiLoraConfig, r: int, alpha: float | None) -> None:
@@ -197,10 +198,21 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
             result = fused.linear_with_branches(x, weight, bias, *self._branches(first), dropout=self._dropout(first))
         else:
             others = names
+            self._check_base_has_backward(x)
             result = self.base_layer(x, *args, **kwargs)
         for name in others:
             result = self._add_branches(result, x, name)
         return result
+
+    def _check_base_has_backward(self, x: Tensor) -> None:
+        # bitsandbytes repacks a 4-bit layer for the CPU at its first call in eval mode; the product of that form has no
+        # backward, so the gradient of x would silently lack the base's part.
+        state = getattr(getattr(self.base_layer, "weight", None), "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False) and x.requires_grad and torch.is_grad_enabled():
+            raise AdapterError(
+                "this 4-bit base was evaluated on the CPU before, and bitsandbytes has repacked it into a form without "
+                "backward; load the base anew to train, and evaluate afterwards"
+            )
 
     def _branches(self, name: str) -> tuple[Tensor, Tensor, Tensor, float]:
         A, B, scale = (getattr(self, part)[name] for part in self.adapter_layer_names)

@@ -138,17 +138,31 @@ class MultiLoraModel(BaseTuner):
             model, config, adapter_name, state_dict
         )
         # PEFT only warns about missing keys, and an adapter without its scales silently is the base model.
-        expected = [
-            f"{name}.{part}.{adapter_name}"
+        expected = {
+            f"{name}.{part}.{adapter_name}": getattr(module, part)[adapter_name].shape
             for name, module in model.named_modules()
             if isinstance(module, MultiLoraLayer) and adapter_name in module.multilora_A
             for part in module.adapter_layer_names
-        ]
+        }
         missing = [key for key in expected if key not in remapped]
         if missing:
-            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise AdapterError(
                 f"the checkpoint of adapter {adapter_name!r} lacks {len(missing)} of {len(expected)} parameters "
-                f"({shown}); without them it would silently be another adapter. Save it again with save_pretrained"
+                f"({_some(missing)}); without them it would silently be another adapter. Save it again with "
+                "save_pretrained"
+            )
+        wrong = [
+            f"{key} is {list(remapped[key].shape)}, expected {list(shape)}"
+            for key, shape in expected.items()
+            if remapped[key].shape != shape
+        ]
+        if wrong:
+            raise AdapterError(
+                f"the checkpoint of adapter {adapter_name!r} has {len(wrong)} of {len(expected)} parameters in another "
+                f"shape ({_some(wrong)}); load it with the config it was saved with, on the same base"
             )
         return remapped
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
