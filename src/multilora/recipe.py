@@ -79,9 +79,20 @@ class TaskSection(Section):
 class MixtureSection(Section):
     """How tasks share the training examples."""
 
-    strategy: Literal["proportional", "weights"] = Field(
-        "proportional", description="shares by number of examples, or by each task's `weight`"
+    strategy: Literal["proportional", "equal", "temperature", "weights"] = Field(
+        "proportional",
+        description="shares by size; all the same; size^(1/temperature); or by each task's `weight`",
     )
+    temperature: float | None = Field(None, ge=1, description="of `strategy: temperature`; 1 is proportional")
+    unit: Literal["examples", "tokens", "trained_tokens"] = Field(
+        "examples", description="what sizes and shares are measured in"
+    )
+    total_examples: int | None = Field(None, ge=1, description="length of training, in place of training.max_steps")
+    total_tokens: int | None = Field(None, ge=1, description="the same, in tokens")
+    order: Literal["balanced", "shuffled"] = Field(
+        "balanced", description="every stretch holds about the asked shares, or any order by chance"
+    )
+    homogeneous_batches: bool = Field(False, description="every optimizer step holds one task only")
     seed: int = 0
 
 
@@ -91,7 +102,19 @@ class DataSection(Section):
     max_length: int | None = Field(
         None,
         ge=8,
-        description="tokens; a longer prompt loses its start, and is counted. Default: the model's, at most 1024",
+        description="tokens of a row. Default: the model's positions, at most 1024",
+    )
+    packing: bool = Field(False, description="several examples in a row, none seeing another")
+    loss_on: Literal["responses", "all"] = Field("responses", description="what is trained on")
+    template: Literal["auto", "chat", "instruction", "question"] = Field(
+        "auto", description="the tokenizer's chat template, or a plain form; auto: chat if the tokenizer has one"
+    )
+    overlong: Literal["truncate_prompt", "drop"] = Field(
+        "truncate_prompt", description="examples longer than max_length lose the start of their prompt, or are left out"
+    )
+    cut_responses: bool = Field(False, description="cut a response that does not fit; else such an example is left out")
+    num_proc: int = Field(
+        default_factory=lambda: min(os.cpu_count() or 1, 8), ge=1, description="processes that tokenise"
     )
 
 
@@ -272,7 +295,23 @@ def _check_recipe(recipe: Recipe) -> list[str]:
     problems += _check_adapter(recipe.adapter)
     problems += _check_training(recipe.training)
     problems += _check_optimizer(recipe)
+    problems += _check_mixture(recipe)
     return problems
+
+
+def _check_mixture(recipe: Recipe) -> Iterator[str]:
+    section = recipe.mixture
+    if section.strategy == "temperature" and section.temperature is None:
+        yield "mixture.temperature: missing; mixture.strategy is `temperature` (try 2)"
+    if section.strategy != "temperature" and section.temperature is not None:
+        yield (
+            f"mixture.temperature: {section.temperature} would do nothing with mixture.strategy `{section.strategy}`; "
+            "set it to `temperature`"
+        )
+    totals = [f"mixture.{key}" for key in ("total_examples", "total_tokens") if getattr(section, key) is not None]
+    totals += [f"training.{key}" for key in ("max_steps", "num_train_epochs") if key in recipe.training]
+    if len(totals) > 1:
+        yield f"{' and '.join(totals)} both say how long training is; keep one"
 
 
 def _check_optimizer(recipe: Recipe) -> Iterator[str]:

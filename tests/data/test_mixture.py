@@ -6,12 +6,19 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multilora.data import mixture
+from multilora.data.mixture import Draws
 
 shares = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.floats(0.01, 100), min_size=1, max_size=6)
+tasks = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=60), min_size=1, max_size=5)
+
+
+def draws_of(costs, seed=0):
+    return [Draws(f"task{i}", np.array(cost, dtype=np.int64), seed) for i, cost in enumerate(costs)]
 
 
 @given(total=st.integers(0, 5000), shares=shares)
@@ -23,49 +30,97 @@ def test_apportioned_counts_add_up_and_stay_within_one(total, shares):
         assert abs(counts[name] - total * share / whole) < 1 + 1e-6
 
 
+def test_strategies():
+    sizes = {"a": 100.0, "b": 400.0}
+    assert mixture.shares_of("proportional", sizes) == {"a": 0.2, "b": 0.8}
+    assert mixture.shares_of("equal", sizes) == {"a": 0.5, "b": 0.5}
+    assert mixture.shares_of("weights", sizes, weights={"a": 3, "b": 1}) == {"a": 0.75, "b": 0.25}
+    assert mixture.shares_of("temperature", sizes, temperature=2) == pytest.approx({"a": 1 / 3, "b": 2 / 3})
+    assert mixture.shares_of("temperature", sizes, temperature=1) == pytest.approx({"a": 0.2, "b": 0.8})
+
+
 @given(size=st.integers(1, 40), count=st.integers(0, 200), seed=st.integers(0, 9))
 def test_every_example_comes_once_before_any_comes_twice(size, count, seed):
-    positions, epochs = mixture.draw("t", size, count, seed)
+    positions = Draws("t", np.ones(size, dtype=np.int64), seed).first(count)
     assert len(positions) == count
-    for epoch in range(-(-count // size)):
-        mine = positions[epochs == epoch]
+    for start in range(0, count, size):
+        mine = positions[start : start + size]
         assert len(set(mine.tolist())) == len(mine)
-        if (epoch + 1) * size <= count:
-            assert sorted(mine.tolist()) == list(range(size))
 
 
 def test_every_epoch_has_its_own_order():
-    positions, epochs = mixture.draw("t", 50, 100, 0)
-    assert not np.array_equal(positions[epochs == 0], positions[epochs == 1])
+    positions = Draws("t", np.ones(50, dtype=np.int64), 0).first(100)
+    assert not np.array_equal(positions[:50], positions[50:])
 
 
-@settings(max_examples=30)
-@given(
-    counts=st.dictionaries(st.text("abcd", min_size=1, max_size=2), st.integers(0, 300), min_size=1, max_size=4),
-    seed=st.integers(0, 5),
-)
-def test_every_stretch_holds_about_the_asked_shares(counts, seed):
-    order = mixture.interleave(counts, seed)
-    total = sum(counts.values())
-    assert len(order) == total
-    for place, count in enumerate(counts.values()):
-        assert (order == place).sum() == count
-        # Each draw falls in its own part of the run, so a prefix is off by at most one draw per task and boundary.
-        seen = np.cumsum(order == place)
-        asked = np.arange(1, total + 1) * count / total if total else np.zeros(0)
-        assert np.abs(seen - asked).max(initial=0) <= len(counts) + 1
+@settings(max_examples=60)
+@given(cost=st.lists(st.integers(1, 30), min_size=1, max_size=40), amount=st.floats(0, 5000))
+def test_until_is_the_nearest_number_of_draws(cost, amount):
+    source = draws_of([cost])[0]
+    count = source.until(amount)
+    ends = np.concatenate([[0], np.cumsum(source.cost[source.first(count + 2)])])
+    assert abs(ends[count] - amount) == np.abs(ends - amount).min()
+
+
+@settings(max_examples=60)
+@given(costs=tasks, seed=st.integers(0, 5), total=st.integers(1, 400), data=st.data())
+def test_exact_counts_realise_the_shares_within_one_example(costs, seed, total, data):
+    draws = draws_of(costs, seed)
+    raw = data.draw(st.lists(st.floats(0.05, 1), min_size=len(costs), max_size=len(costs)))
+    asked = [value / sum(raw) for value in raw]
+    counts = mixture.exact_counts(draws, asked, total)
+    assert sum(counts) == total
+    assert min(counts) >= 0
+    amounts = [source.cost[source.first(count)].sum() for source, count in zip(draws, counts, strict=True)]
+    longest = max(max(cost) for cost in costs)
+    for amount, share in zip(amounts, asked, strict=True):
+        # Half an example for the task itself, and its share of what the others are off.
+        assert abs(amount - share * sum(amounts)) <= longest * (1 + share * len(costs) / 2)
+
+
+@settings(max_examples=60)
+@given(costs=tasks, seed=st.integers(0, 5), epochs=st.floats(0.2, 3), data=st.data())
+def test_every_stretch_of_the_stream_holds_about_the_asked_shares(costs, seed, epochs, data):
+    draws = draws_of(costs, seed)
+    raw = data.draw(st.lists(st.floats(0.05, 1), min_size=len(costs), max_size=len(costs)))
+    asked = [value / sum(raw) for value in raw]
+    amount = epochs * sum(sum(cost) for cost in costs)
+    found = mixture.stream(draws, asked, amount)
+    cost = np.array(
+        [draws[t].cost[draws[t].first(int(d) + 1)[d]] for t, d in zip(found.task, found.draw, strict=True)], dtype=int
+    )
+    longest = max(max(c) for c in costs)
+    for length in {len(found), len(found) // 2, len(found) // 3}:
+        drawn = cost[:length].sum()
+        for place, share in enumerate(asked):
+            mine = cost[:length][found.task[:length] == place].sum()
+            assert abs(mine - share * drawn) <= longest * (1 + share * len(costs))
+    for place in range(len(costs)):  # nothing lost, nothing twice
+        assert found.draw[found.task == place].tolist() == list(range((found.task == place).sum()))
+
+
+def test_one_epoch_in_proportion_is_every_example_once():
+    draws = draws_of([[3, 5, 7] * 9, [2] * 40, [11, 1]])
+    sizes = [float(source.cost.sum()) for source in draws]
+    found = mixture.stream(draws, [size / sum(sizes) for size in sizes], sum(sizes))
+    assert [(found.task == place).sum() for place in range(3)] == [27, 40, 2]
 
 
 def test_seeds_and_names_give_different_orders():
-    counts = {"a": 50, "b": 50}
-    assert not np.array_equal(mixture.interleave(counts, 0), mixture.interleave(counts, 1))
-    assert not np.array_equal(mixture.draw("a", 50, 50, 0)[0], mixture.draw("b", 50, 50, 0)[0])
+    def order(seed):
+        found = mixture.in_order(draws_of([[1] * 50, [1] * 50], seed), [50, 50])
+        return found.task.tolist()
+
+    assert order(0) != order(1)
+    a, b = (Draws(name, np.ones(50, dtype=np.int64), 0) for name in "ab")
+    assert a.first(50).tolist() != b.first(50).tolist()
 
 
 def test_the_order_is_the_same_in_another_process():
     script = (
-        "from multilora.data import mixture;"
-        "print(mixture.interleave({'a': 9, 'b': 5}, 3).tolist(), mixture.draw('a', 7, 9, 3)[0].tolist())"
+        "import numpy as np; from multilora.data import mixture as m;"
+        "d = [m.Draws(n, np.array(c), 3) for n, c in (('a', [1, 2, 3]), ('b', [4, 1]))];"
+        "s = m.stream(d, [0.3, 0.7], 50); print(s.task.tolist(), s.draw.tolist(), d[0].first(7).tolist())"
     )
     outputs = {
         subprocess.run(
@@ -73,5 +128,4 @@ def test_the_order_is_the_same_in_another_process():
         ).stdout
         for seed in ("1", "2")
     }
-    here = f"{mixture.interleave({'a': 9, 'b': 5}, 3).tolist()} {mixture.draw('a', 7, 9, 3)[0].tolist()}\n"
-    assert outputs == {here}
+    assert len(outputs) == 1

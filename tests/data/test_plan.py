@@ -70,7 +70,8 @@ def test_lines_are_the_examples_the_table_names(recipe):
 
 
 def test_rendered_example_shows_the_trained_part(recipe):
-    prefix, response = multilora.plan(recipe).rendered("echo")
+    (prefix, seen), (response, trained) = multilora.plan(recipe).rendered("echo")
+    assert (seen, trained) == (False, True)
     assert prefix.startswith("<s>### Instruction:\nsay item")
     assert prefix.endswith("### Response:\n")
     assert response.startswith("item")

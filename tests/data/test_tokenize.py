@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multilora.data.collate import Collator, labelled
-from multilora.data.tokenize import Renderer, fit, tokenize_task
+from multilora.data.render import Renderer
+from multilora.data.tokenize import TokenizeOptions, fit, tokenize_task
 from multilora.errors import DataError
 from multilora.tasks.base import free_example, to_dataset
 
@@ -28,9 +29,10 @@ def chat_tokenizer():
 def test_one_bos_one_end_and_the_text_in_between(make):
     tokenizer = make()
     renderer = Renderer(tokenizer)
-    task = tokenize_task("t", to_dataset([free_example("what?", "four five")]), renderer, 200)
+    task = tokenize_task("t", to_dataset([free_example("what?", "four five")]), renderer, TokenizeOptions(200))
     row = task.dataset[0]
-    ids, cut = row["input_ids"], row["prefix_length"]
+    ids, (cut, end) = row["input_ids"], row["spans"]
+    assert end == len(ids) == row["length"]
     assert ids[0] == tokenizer.bos_token_id
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids[-1] == tokenizer.eos_token_id
@@ -48,14 +50,16 @@ def test_a_template_that_writes_bos_gets_no_second_one():
 
 def test_generation_starts_where_training_does(tokenizer):
     renderer = Renderer(tokenizer)
-    row = tokenize_task("t", to_dataset([free_example("a b", "c")]), renderer, 200).dataset[0]
-    assert row["input_ids"][: row["prefix_length"]] == renderer.prefix_ids("a b")
+    row = tokenize_task("t", to_dataset([free_example("a b", "c")]), renderer, TokenizeOptions(200)).dataset[0]
+    assert row["input_ids"][: row["spans"][0]] == renderer.prefix_ids("a b")
 
 
 def test_only_the_response_is_trained_on(tokenizer):
-    row = tokenize_task("t", to_dataset([free_example("a b", "c d")]), Renderer(tokenizer), 200).dataset[0]
+    row = tokenize_task(
+        "t", to_dataset([free_example("a b", "c d")]), Renderer(tokenizer), TokenizeOptions(200)
+    ).dataset[0]
     item = labelled(row, task=5)
-    cut = row["prefix_length"]
+    cut = row["spans"][0]
     assert item["labels"][:cut] == [-100] * cut
     assert item["labels"][cut:] == item["input_ids"][cut:]
     assert item["task_ids"] == [5] * len(item["input_ids"])
@@ -77,7 +81,7 @@ def test_a_long_prompt_loses_its_start_and_keeps_bos(prefix, response, limit):
 
 def test_truncated_and_dropped_are_counted(tokenizer):
     examples = [free_example("word " * 100, "c"), free_example("a", "one two three " * 40), free_example("a", "b")]
-    task = tokenize_task("t", to_dataset(examples), Renderer(tokenizer), 64)
+    task = tokenize_task("t", to_dataset(examples), Renderer(tokenizer), TokenizeOptions(64))
     assert (task.truncated, task.dropped, len(task)) == (1, 1, 2)
     assert max(len(ids) for ids in task.dataset["input_ids"]) == 64
     assert task.dataset["example"] == [0, 2]
@@ -85,12 +89,16 @@ def test_truncated_and_dropped_are_counted(tokenizer):
 
 def test_an_empty_response_is_refused(tokenizer):
     with pytest.raises(DataError, match="example 1: the response is empty"):
-        tokenize_task("t", to_dataset([free_example("a", "b"), free_example("a", " ")]), Renderer(tokenizer), 64)
+        tokenize_task(
+            "t", to_dataset([free_example("a", "b"), free_example("a", " ")]), Renderer(tokenizer), TokenizeOptions(64)
+        )
 
 
 def test_no_example_left_is_refused(tokenizer):
     with pytest.raises(DataError, match="all 1 are longer than max_length 8"):
-        tokenize_task("t", to_dataset([free_example("a", "one two three " * 9)]), Renderer(tokenizer), 8)
+        tokenize_task(
+            "t", to_dataset([free_example("a", "one two three " * 9)]), Renderer(tokenizer), TokenizeOptions(8)
+        )
 
 
 def test_a_tokenizer_without_an_end_is_refused():

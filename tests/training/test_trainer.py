@@ -48,7 +48,7 @@ def test_task_losses_add_up_to_the_logged_loss(recipe):
     lines = [line for line in run.metrics if "loss" in line]
     assert len(lines) == 4
     plan = multilora.plan(recipe, [f"output_dir={run.path}-unused"])
-    per_step = plan.examples_per_step
+    per_step = plan.rows_per_step
     for step, line in enumerate(lines):
         rows = plan.table.slice(step * per_step, per_step).to_pylist()
         total = count = 0.0
@@ -92,7 +92,7 @@ def test_same_recipe_same_weights(recipe, tmp_path):
 def test_the_trainer_refuses_a_plan_for_another_batch_size(recipe, tmp_path):
     prepared = prepare(Recipe.load(recipe))
     args = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=3, report_to="none")
-    with pytest.raises(InputError, match=r"3 examples per step.*the plan holds 4"):
+    with pytest.raises(InputError, match=r"3 rows per step.*the plan holds 4"):
         MultiTaskTrainer(prepared.model, args, prepared.plan)
 
 

@@ -58,6 +58,6 @@ def _show(comparison: Comparison) -> None:
             ]
         )
     plan = comparison.plan
-    table(f"{plan.steps} steps of {plan.examples_per_step}, same examples for every method", columns, rows)
+    table(f"{plan.steps} steps of {plan.rows_per_step}, same examples for every method", columns, rows)
     print(f"spectra: {comparison.spectra_figure}")
     print(f"report:  {comparison.path / 'report.html'}")

@@ -1,4 +1,4 @@
-"""From lines of a plan to padded batches."""
+"""From rows of a plan to batches: padded, or packed with positions that restart at every segment."""
 
 from __future__ import annotations
 
@@ -6,49 +6,85 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
+from multilora.data.mixture import Int64
 
-class PlanDataset(TorchDataset[dict[str, Any]]):
-    """Line k of a plan as token ids, labels (-100 where not trained on) and per-token task ids."""
+Row = dict[str, list[int]]
 
-    def __init__(self, task: npt.NDArray[np.int64], example: npt.NDArray[np.int64], sources: Sequence[Any]) -> None:
+
+class PlanDataset(TorchDataset[Row]):
+    """Row k of a plan: token ids, labels (-100 where not trained on), per-token task ids and positions.
+
+    Args:
+        row, task, example: columns of the plan's table, sorted by row
+        sources: tokenised dataset of each task
+    """
+
+    def __init__(self, row: Int64, task: Int64, example: Int64, sources: Sequence[Any]) -> None:
+        self._starts = np.searchsorted(row, np.arange(int(row[-1]) + 2 if len(row) else 1))
         self._task, self._example, self._sources = task, example, sources
 
     def __len__(self) -> int:
-        return len(self._task)
+        return len(self._starts) - 1
 
-    def __getitem__(self, line: int) -> dict[str, list[int]]:
-        task = int(self._task[line])
-        row = self._sources[task][int(self._example[line])]
-        return labelled(row, task)
+    def __getitem__(self, row: int) -> Row:
+        joined: Row = {"input_ids": [], "labels": [], "task_ids": [], "position_ids": []}
+        for line in range(self._starts[row], self._starts[row + 1]):
+            task = int(self._task[line])
+            segment = labelled(self._sources[task][int(self._example[line])], task)
+            for key, values in segment.items():
+                joined[key] += values
+        return joined
 
 
-def labelled(row: dict[str, Any], task: int) -> dict[str, list[int]]:
-    """A tokenised example with its labels and task ids."""
-    ids: list[int] = row["input_ids"]
-    cut: int = row["prefix_length"]
-    return {"input_ids": ids, "labels": [-100] * cut + ids[cut:], "task_ids": [task] * len(ids)}
+def labelled(example: dict[str, Any], task: int) -> Row:
+    """A tokenised example with its labels, task ids and positions."""
+    ids: list[int] = example["input_ids"]
+    labels = [-100] * len(ids)
+    spans: list[int] = example["spans"]
+    for start, end in zip(spans[::2], spans[1::2], strict=True):
+        labels[start:end] = ids[start:end]
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "task_ids": [task] * len(ids),
+        "position_ids": list(range(len(ids))),
+    }
 
 
 class Collator:
-    """Pads a batch on the right: ids with the pad token, labels with -100, task ids with 0."""
+    """Pads rows on the right: ids with the pad token, labels with -100, task ids with 0.
 
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
+    Unpacked batches get an attention_mask. Packed ones get position_ids instead, from which transformers tells the
+    segments apart; the padding is a segment of its own.
 
-    def __call__(self, items: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """input_ids, labels, task_ids and attention_mask, each [batch, longest]."""
-        width = max(len(item["input_ids"]) for item in items)
+    Args:
+        pad_token_id: any id serves, nothing attends to it
+        packed: rows may hold several segments
+        flatten: put the rows behind one another in a single sequence, as flash attention wants packed batches
+    """
+
+    def __init__(self, pad_token_id: int, *, packed: bool = False, flatten: bool = False) -> None:
+        self.pad_token_id, self.packed, self.flatten = pad_token_id, packed, flatten
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """input_ids, labels, task_ids and attention_mask or position_ids, each [batch, longest]."""
+        if self.flatten:
+            rows = [{key: [value for row in rows for value in row[key]] for key in rows[0]}]
+        width = max(len(row["input_ids"]) for row in rows)
         fill = {"input_ids": self.pad_token_id, "labels": -100, "task_ids": 0}
         batch = {
-            key: torch.tensor([item[key] + [value] * (width - len(item[key])) for item in items])
+            key: torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
             for key, value in fill.items()
         }
-        lengths = torch.tensor([len(item["input_ids"]) for item in items])
-        batch["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
+        lengths = [len(row["input_ids"]) for row in rows]
+        if self.packed:
+            padded = [row["position_ids"] + list(range(width - size)) for row, size in zip(rows, lengths, strict=True)]
+            batch["position_ids"] = torch.tensor(padded)
+        else:
+            batch["attention_mask"] = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
         return batch
 
 

@@ -1,15 +1,17 @@
-"""The plan: every training example in its order, settled and readable before the first step.
+"""The plan: every row of training in its order, settled and readable before the first step.
 
 recipe ──► Task.load ──► Dataset[Example] ──► tokenize_task ──► TokenizedTask
                                                                   │
-recipe.mixture, steps ──► apportion, draw, interleave ──────► Plan.table (one line per example, in order)
+recipe.mixture, total ──► shares_of, stream, pack ──────────► Plan.table (one line per segment, rows in order)
                                                                   │
-                                                PlanDataset: item k of training is line k
+                                                PlanDataset: item k of training is row k
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,14 @@ import numpy as np
 
 from multilora.data import mixture
 from multilora.data.collate import PlanDataset
-from multilora.data.tokenize import Renderer, TokenizedTask, tokenize_task
-from multilora.errors import DataError, RecipeError
+from multilora.data.mixture import Draws, Int64, Stream
+from multilora.data.pack import pack
+from multilora.data.render import Renderer
+from multilora.data.tokenize import TokenizedTask, TokenizeOptions, tokenize_task
+from multilora.errors import DataError, RecipeError, RunDirectoryError
 from multilora.files import write_json
 from multilora.progress import progress
-from multilora.recipe import Recipe
+from multilora.recipe import MixtureSection, Recipe
 from multilora.tasks import make_task
 
 if TYPE_CHECKING:
@@ -33,32 +38,46 @@ TABLE_FILE, SUMMARY_FILE = "plan.arrow", "plan.json"
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """What the plan takes from one task. Tokens are counted over the whole plan, repeats included."""
+    """What the plan takes from one task. Counts are over the whole plan, repeats included.
+
+    asked, share: of the mixture, in its unit; epochs: times over the task's examples; truncated, cut, dropped: of the
+    task's examples (prompts that lost their start, responses that lost their end, examples that do not fit);
+    dropped_in_source: reason -> records; length: quantiles of the task's examples, in tokens.
+    """
 
     name: str
     available: int
     examples: int
+    asked: float
     share: float
     epochs: float
     tokens: int
     trained_tokens: int
     truncated: int
+    cut: int
     dropped: int
+    dropped_in_source: dict[str, int]
+    length: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The order of a run's training examples and the tokens behind it.
+    """The order of a run's training rows and the tokens behind it.
 
-    table columns: task (place in `task_names`), example (row of the task's tokenised dataset), epoch (of that task),
-    tokens, trained_tokens. `examples_per_step` counts all processes and accumulated batches.
+    table columns: row; task (place in `task_names`), example (row of the task's tokenised dataset), epoch (of that
+    task), tokens, trained_tokens. Without packing every row is one example. `rows_per_step` counts all processes and
+    accumulated batches. shares: asked of each task, in `unit`. made_from: what decides on the plan, for comparison.
     """
 
     table: pa.Table
     tokenized: dict[str, TokenizedTask]
     renderer: Renderer
-    examples_per_step: int
+    rows_per_step: int
     max_length: int
+    packed: bool
+    unit: str
+    shares: dict[str, float]
+    made_from: dict[str, Any]
 
     @property
     def task_names(self) -> list[str]:
@@ -66,36 +85,57 @@ class Plan:
         return list(self.tokenized)
 
     @property
+    def rows(self) -> int:
+        """Rows of the whole training."""
+        return int(self.table["row"][-1].as_py()) + 1
+
+    @property
     def steps(self) -> int:
         """Optimizer steps."""
-        return len(self.table) // self.examples_per_step
+        return self.rows // self.rows_per_step
 
     def __len__(self) -> int:
-        return len(self.table)
+        return self.rows
+
+    @property
+    def fill_rate(self) -> float:
+        """Share of a row's room that holds tokens: of `max_length` if packed, else of the longest in each step."""
+        tokens = self.table["tokens"].to_numpy()
+        if self.packed:
+            return float(tokens.sum() / (self.rows * self.max_length))
+        steps = tokens.reshape(-1, self.rows_per_step)
+        return float(tokens.sum() / (steps.max(axis=1).sum() * self.rows_per_step))
 
     def dataset(self) -> PlanDataset:
-        """The training examples in order."""
-        sources = [task.dataset for task in self.tokenized.values()]
-        return PlanDataset(self.table["task"].to_numpy(), self.table["example"].to_numpy(), sources)
+        """The training rows in order."""
+        row, task, example = (self.table[name].to_numpy() for name in ("row", "task", "example"))
+        return PlanDataset(row, task, example, [task.dataset for task in self.tokenized.values()])
 
     def summary(self) -> list[TaskSummary]:
         """One entry per task."""
         columns = {name: self.table[name].to_numpy() for name in ("task", "tokens", "trained_tokens")}
+        unit = np.ones(len(columns["task"])) if self.unit == "examples" else columns[self.unit]
         entries = []
         for place, (name, task) in enumerate(self.tokenized.items()):
             mine = columns["task"] == place
             count = int(mine.sum())
+            lengths = task.column("length")
+            points = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
             entries.append(
                 TaskSummary(
                     name=name,
                     available=len(task),
                     examples=count,
-                    share=count / len(self),
+                    asked=self.shares[name],
+                    share=float(unit[mine].sum() / unit.sum()),
                     epochs=count / len(task),
                     tokens=int(columns["tokens"][mine].sum()),
                     trained_tokens=int(columns["trained_tokens"][mine].sum()),
                     truncated=task.truncated,
+                    cut=task.cut,
                     dropped=task.dropped,
+                    dropped_in_source=task.dropped_in_source,
+                    length={key: int(np.quantile(lengths, point, method="higher")) for key, point in points.items()},
                 )
             )
         return entries
@@ -104,88 +144,300 @@ class Plan:
         """The summary as plain values."""
         return {
             "steps": self.steps,
-            "examples_per_step": self.examples_per_step,
+            "rows_per_step": self.rows_per_step,
+            "rows": self.rows,
             "max_length": self.max_length,
+            "packed": self.packed,
+            "fill_rate": self.fill_rate,
+            "unit": self.unit,
             "tasks": [dataclasses.asdict(entry) for entry in self.summary()],
         }
 
-    def rendered(self, task: str, position: int = 0) -> tuple[str, str]:
-        """(prefix, response) of a tokenised example as text, special tokens included; the second part is trained on."""
-        row = self.tokenized[task].dataset[position]
+    def rendered(self, task: str, position: int = 0) -> list[tuple[str, bool]]:
+        """A tokenised example as stretches of text, special tokens included, with whether each is trained on."""
+        example = self.tokenized[task].dataset[position]
         decode = self.renderer.tokenizer.decode
-        ids, cut = row["input_ids"], row["prefix_length"]
-        return decode(ids[:cut]), decode(ids[cut:])
+        ids, spans = example["input_ids"], example["spans"]
+        edges = [0, *spans, len(ids)]
+        stretches = [(edges[i], edges[i + 1], i % 2 == 1) for i in range(len(edges) - 1)]
+        return [(decode(ids[start:end]), trained) for start, end, trained in stretches if end > start]
 
     def save(self, folder: Path) -> None:
-        """Write the table as an Arrow file, and `plan.json` with the summary."""
+        """Write the table as an Arrow file, and `plan.json` with the summary and what the plan was made from."""
         import pyarrow.feather as feather
 
         folder.mkdir(parents=True, exist_ok=True)
         feather.write_feather(self.table, str(folder / TABLE_FILE), compression="uncompressed")
-        write_json(folder / SUMMARY_FILE, self.as_dict())
+        write_json(folder / SUMMARY_FILE, {**self.as_dict(), "made_from": self.made_from})
+
+    def check_same(self, folder: Path) -> None:
+        """Compare with a plan saved before.
+
+        Raises:
+            RunDirectoryError: recipe or data have changed since; says what differs.
+        """
+        try:
+            saved = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["made_from"]
+        except (OSError, KeyError, json.JSONDecodeError) as error:
+            raise RunDirectoryError(f"{folder / SUMMARY_FILE}: no readable plan ({error})") from None
+        now = json.loads(json.dumps(self.made_from))
+        differences = [
+            f"{key}: was {_short(saved.get(key))}, is {_short(now.get(key))}"
+            for key in sorted({*saved, *now})
+            if saved.get(key) != now.get(key)
+        ]
+        if differences:
+            raise RunDirectoryError(
+                f"{folder}: the plan saved there was made from something else:\n  "
+                + "\n  ".join(differences)
+                + "\nrestore it to go on with this run, or start another one in a new output_dir"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def make_plan(
-    recipe: Recipe, tokenizer: Any, *, max_length: int, examples_per_step: int, max_steps: int, epochs: float
+    recipe: Recipe, tokenizer: Any, *, max_length: int, rows_per_step: int, max_steps: int, epochs: float
 ) -> Plan:
-    """Load, tokenise and order all training examples.
+    """Load, tokenise, mix and pack all training examples.
 
     Args:
         recipe: a checked recipe
         tokenizer: the base's
-        max_length: of an example, in tokens
-        examples_per_step: per optimizer step over all processes and accumulated batches
-        max_steps: optimizer steps; where it is not positive, `epochs` over all examples together, rounded up
+        max_length: of a row, in tokens
+        rows_per_step: per optimizer step over all processes and accumulated batches
+        max_steps: optimizer steps; where it is not positive, the mixture's total or `epochs` over all examples
+            together, rounded up to whole steps
         epochs: see max_steps
 
     Raises:
         RecipeError: with one problem per task whose data cannot be used.
     """
-    renderer = Renderer(tokenizer)
+    section, data = recipe.mixture, recipe.data
+    renderer = Renderer(tokenizer, data.template)
+    options = TokenizeOptions(max_length, data.loss_on, data.overlong, data.cut_responses)
+    tokenized = _tokenize_all(recipe, renderer, options)
+    costs = {name: unit_cost(task, section.unit) for name, task in tokenized.items()}
+    shares = mixture.shares_of(
+        section.strategy,
+        {name: float(cost.sum()) for name, cost in costs.items()},
+        temperature=section.temperature or 1.0,
+        weights={task.name: task.weight or 0.0 for task in recipe.tasks},
+    )
+    draws = [Draws(name, cost, section.seed) for name, cost in costs.items()]
+    lengths = [task.column("length") for task in tokenized.values()]
+    wanted = _Wanted(
+        steps=max_steps if max_steps > 0 else None,
+        amount=_amount(section, draws, lengths, list(shares.values()), epochs),
+        rows_per_step=rows_per_step,
+        capacity=max_length if data.packing else None,
+    )
+    make = _homogeneous if section.homogeneous_batches else _mixed
+    row, stream = make(draws, lengths, list(shares.values()), wanted, section.seed)
+    if section.order == "shuffled":
+        row = _shuffled(row, rows_per_step if section.homogeneous_batches else 1, section.seed)
+    return Plan(
+        table=_table(row, stream, draws, tokenized),
+        tokenized=tokenized,
+        renderer=renderer,
+        rows_per_step=rows_per_step,
+        max_length=max_length,
+        packed=data.packing,
+        unit=section.unit,
+        shares=shares,
+        made_from={
+            "mixture": section.model_dump(),
+            "data": data.model_dump(exclude={"num_proc"}),
+            "max_length": max_length,
+            "rows_per_step": rows_per_step,
+            "steps": int(row.max() + 1) // rows_per_step,
+            "tasks": {task.name: task.model_dump(exclude_none=True) for task in recipe.tasks},
+            "tokens": {name: task.dataset._fingerprint for name, task in tokenized.items()},
+        },
+    )
+
+
+def _tokenize_all(recipe: Recipe, renderer: Renderer, options: TokenizeOptions) -> dict[str, TokenizedTask]:
     tokenized: dict[str, TokenizedTask] = {}
     problems: list[str] = []
     with progress("tokenizing", len(recipe.tasks)) as advance:
         for section in recipe.tasks:
             advance(0, note=section.name)
             try:
-                examples = make_task(section).load("train")
+                task = make_task(section)
+                examples = task.load("train")
                 if section.max_examples is not None and section.max_examples < len(examples):
                     # A fixed random subset: sources are often sorted.
                     keep = mixture.generator(recipe.mixture.seed, "subset", section.name)
                     chosen = np.sort(keep.permutation(len(examples))[: section.max_examples])
                     examples = examples.select(chosen)
-                tokenized[section.name] = tokenize_task(section.name, examples, renderer, max_length)
+                tokenized[section.name] = tokenize_task(
+                    section.name,
+                    examples,
+                    renderer,
+                    options,
+                    num_proc=recipe.data.num_proc,
+                    dropped_in_source=getattr(task, "dropped", None),
+                )
             except DataError as error:
                 problems.append(str(error))
             advance()
     if problems:
         raise RecipeError(problems, "data")
-    sizes = {name: len(task) for name, task in tokenized.items()}
-    epochs_steps = int(np.ceil(epochs * sum(sizes.values()) / examples_per_step))
-    steps = max_steps if max_steps > 0 else max(1, epochs_steps)
-    if recipe.mixture.strategy == "weights":
-        shares = {section.name: section.weight or 0.0 for section in recipe.tasks}
+    return tokenized
+
+
+def unit_cost(task: TokenizedTask, unit: str) -> Int64:
+    """What each example of a task counts for in the mixture's unit: 1, its tokens or its trained tokens."""
+    if unit == "examples":
+        return np.ones(len(task), dtype=np.int64)
+    return task.column("length" if unit == "tokens" else "trained_tokens")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """How long the training is: `steps`, or an `amount` of the unit; capacity of a packed row in tokens, or None."""
+
+    steps: int | None
+    amount: float
+    rows_per_step: int
+    capacity: int | None
+
+    def whole_rows(self, rows: int) -> int:
+        """`rows` rounded up to whole steps."""
+        return max(1, -(-rows // self.rows_per_step)) * self.rows_per_step
+
+
+def _amount(
+    section: MixtureSection,
+    draws: Sequence[Draws],
+    lengths: Sequence[Int64],
+    shares: Sequence[float],
+    epochs: float,
+) -> float:
+    """The mixture's total in its unit."""
+    in_all = float(sum(int(source.cost.sum()) for source in draws))
+    # Unit per example and tokens per unit of the mixture as it is drawn.
+    if section.total_examples is not None:
+        per_unit = sum(share / source.cost.mean() for source, share in zip(draws, shares, strict=True))
+        return section.total_examples / float(per_unit)
+    if section.total_tokens is not None:
+        per_unit = sum(
+            share * size.mean() / source.cost.mean() for source, size, share in zip(draws, lengths, shares, strict=True)
+        )
+        return section.total_tokens / float(per_unit)
+    return epochs * in_all
+
+
+def _mixed(
+    draws: Sequence[Draws], lengths: Sequence[Int64], shares: Sequence[float], wanted: _Wanted, seed: int
+) -> tuple[Int64, Stream]:
+    """(row of each segment, the segments): every row may hold any task."""
+    if wanted.capacity is None:
+        if wanted.steps is not None:
+            total = wanted.steps * wanted.rows_per_step
+        else:
+            total = wanted.whole_rows(len(mixture.stream(draws, shares, wanted.amount)))
+        found = mixture.in_order(draws, mixture.exact_counts(draws, shares, total))
+        return np.arange(total, dtype=np.int64), found
+    if wanted.steps is None:
+        found = mixture.stream(draws, shares, wanted.amount)
+        packed = pack(_of(found, draws, lengths), wanted.capacity, seed)
+        rows = wanted.whole_rows(int(packed.max()) + 1)
     else:
-        shares = {name: float(size) for name, size in sizes.items()}
-    table = order(tokenized, shares, steps * examples_per_step, recipe.mixture.seed)
-    return Plan(table, tokenized, renderer, examples_per_step, max_length)
+        rows = wanted.steps * wanted.rows_per_step
+    return _packed_rows(draws, lengths, shares, rows, wanted.capacity, seed)
 
 
-def order(tokenized: dict[str, TokenizedTask], shares: dict[str, float], total: int, seed: int) -> pa.Table:
-    """The plan's table: `total` examples in the given shares."""
+def _packed_rows(
+    draws: Sequence[Draws], lengths: Sequence[Int64], shares: Sequence[float], rows: int, capacity: int, seed: int
+) -> tuple[Int64, Stream]:
+    """Exactly `rows` packed rows from the beginning of the stream."""
+    tokens_per_unit = sum(
+        share * size.mean() / source.cost.mean() for source, size, share in zip(draws, lengths, shares, strict=True)
+    )
+    amount = 1.02 * rows * capacity / float(tokens_per_unit) + float(max(source.cost.max() for source in draws))
+    while True:
+        found = mixture.stream(draws, shares, amount)
+        try:
+            packed = pack(_of(found, draws, lengths), capacity, seed, rows)
+        except ValueError:  # the lengths came out shorter than on average
+            amount *= 1.1
+            continue
+        kept = packed >= 0
+        return packed[kept], Stream(found.task[kept], found.draw[kept])
+
+
+def _homogeneous(
+    draws: Sequence[Draws], lengths: Sequence[Int64], shares: Sequence[float], wanted: _Wanted, seed: int
+) -> tuple[Int64, Stream]:
+    """(row of each segment, the segments): all rows of an optimizer step are of one task."""
+    # Units that one row of a task holds; its steps follow from its share.
+    per_row = [
+        float(source.cost.mean() * (1 if wanted.capacity is None else wanted.capacity / size.mean()))
+        for source, size in zip(draws, lengths, strict=True)
+    ]
+    rows_per_unit = sum(share / held for share, held in zip(shares, per_row, strict=True))
+    steps = wanted.steps or wanted.whole_rows(int(np.ceil(wanted.amount * rows_per_unit))) // wanted.rows_per_step
+    weights = {source.name: share / held for source, share, held in zip(draws, shares, per_row, strict=True)}
+    steps_of = list(mixture.apportion(steps, weights).values())
+    blocks = [
+        Draws(source.name, np.ones(max(count, 1), dtype=np.int64), seed)
+        for source, count in zip(draws, steps_of, strict=True)
+    ]
+    order = mixture.in_order(blocks, steps_of)
+    rows, tasks, numbers = [], [], []
+    for place, (source, size, count) in enumerate(zip(draws, lengths, steps_of, strict=True)):
+        mine = np.flatnonzero(order.task == place)  # the steps of this task, in order
+        needed = count * wanted.rows_per_step
+        if not needed:
+            continue
+        if wanted.capacity is None:
+            own, drawn = np.arange(needed, dtype=np.int64), np.arange(needed, dtype=np.int64)
+        else:
+            own, found = _packed_rows([source], [size], [1.0], needed, wanted.capacity, seed)
+            drawn = found.draw
+        rows.append(mine[own // wanted.rows_per_step] * wanted.rows_per_step + own % wanted.rows_per_step)
+        tasks.append(np.full(len(drawn), place, dtype=np.int64))
+        numbers.append(drawn)
+    return np.concatenate(rows), Stream(np.concatenate(tasks), np.concatenate(numbers))
+
+
+def _of(stream: Stream, draws: Sequence[Draws], values: Sequence[Int64]) -> Int64:
+    """A number per example of each task, for every draw of the stream."""
+    found = np.empty(len(stream), dtype=np.int64)
+    for place, (source, column) in enumerate(zip(draws, values, strict=True)):
+        mine = stream.task == place
+        drawn = stream.draw[mine]
+        if len(drawn):
+            found[mine] = column[source.first(int(drawn.max()) + 1)[drawn]]
+    return found
+
+
+def _shuffled(row: Int64, block: int, seed: int) -> Int64:
+    """Rows in a random order; blocks of that many stay together."""
+    blocks = (int(row.max()) + 1) // block
+    order = mixture.generator(seed, "order").permutation(blocks)
+    shuffled: Int64 = order[row // block] * block + row % block
+    return shuffled
+
+
+def _table(row: Int64, stream: Stream, draws: Sequence[Draws], tokenized: Mapping[str, TokenizedTask]) -> pa.Table:
     import pyarrow as pa
 
-    counts = mixture.apportion(total, shares)
-    task = mixture.interleave(counts, seed)
-    columns = {name: np.empty(total, dtype=np.int64) for name in ("example", "epoch", "tokens", "trained_tokens")}
-    for place, (name, count) in enumerate(counts.items()):
-        positions, epochs = mixture.draw(name, len(tokenized[name]), count, seed)
-        data = tokenized[name].dataset
-        lengths = np.fromiter((len(ids) for ids in data["input_ids"]), dtype=np.int64, count=len(data))
-        trained = lengths - np.asarray(data["prefix_length"], dtype=np.int64)
-        mine = task == place
-        columns["example"][mine] = positions
-        columns["epoch"][mine] = epochs
-        columns["tokens"][mine] = lengths[positions]
-        columns["trained_tokens"][mine] = trained[positions]
-    return pa.table({"task": task, **columns})
+    sizes = [np.arange(source.size, dtype=np.int64) for source in draws]
+    tasks = list(tokenized.values())
+    order = np.argsort(row, kind="stable")
+    epoch_length = np.array([source.size for source in draws], dtype=np.int64)
+    columns = {
+        "row": row,
+        "task": stream.task,
+        "example": _of(stream, draws, sizes),
+        "epoch": stream.draw // epoch_length[stream.task],
+        "tokens": _of(stream, draws, [task.column("length") for task in tasks]),
+        "trained_tokens": _of(stream, draws, [task.column("trained_tokens") for task in tasks]),
+    }
+    return pa.table({name: values[order] for name, values in columns.items()})

@@ -1,102 +1,63 @@
-"""From an example's texts to token ids, the same way for training and evaluation.
-
-A rendered example is `prefix + response`: the prefix is all the model sees before it answers (BOS, the prompt in the
-tokenizer's chat template or in `PLAIN_TEMPLATE`), the response is what it learns (the answer's tokens and the one that
-ends it). Both are tokenised apart, so that generation starts from exactly the tokens that training saw.
-"""
+"""A task's examples as token ids in a memory-mapped cache, with everything that had to be cut or left out counted."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
+from multilora.data.render import Piece, Renderer
 from multilora.errors import DataError
-from multilora.tasks.base import Example
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
-PLAIN_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
+# Part of every cache key: raise it whenever the same example would become other tokens.
+VERSION = 2
+WHOLE, TRUNCATED, CUT = 0, 1, 2
 
 
-class Renderer:
-    """Renders examples with one tokenizer. One BOS (if the tokenizer has one), one end token.
+@dataclass(frozen=True)
+class TokenizeOptions:
+    """What decides on the tokens of an example, besides tokenizer and template; see the recipe's `data:` section."""
 
-    Args:
-        tokenizer: a transformers tokenizer; its chat template is used if it has one
-
-    Raises:
-        DataError: the tokenizer has no end token, or its chat template does not keep the answer at the end.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer: Any = tokenizer
-        if self.tokenizer.eos_token_id is None:
-            raise DataError("the tokenizer has no eos_token, so a response could not end; set one in its config")
-        self.has_chat_template = bool(self.tokenizer.chat_template)
-        self.closing = self._chat_closing() if self.has_chat_template else self.tokenizer.eos_token
-
-    def prefix_text(self, prompt: str) -> str:
-        """The text before the response, without BOS unless the chat template writes it."""
-        if not self.has_chat_template:
-            return PLAIN_TEMPLATE.format(prompt=prompt)
-        messages = [{"role": "user", "content": prompt}]
-        text: str = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return text
-
-    def prefix_ids(self, prompt: str) -> list[int]:
-        """Token ids of BOS and prompt: where generation starts."""
-        return self._with_bos(self._ids(self.prefix_text(prompt)))
-
-    def response_ids(self, response: str) -> list[int]:
-        """Token ids of a response without its end."""
-        return self._ids(response)
-
-    def closing_ids(self) -> list[int]:
-        """Token ids that end a response: EOS, or the chat template's end of turn."""
-        return self._ids(self.closing)
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def _with_bos(self, ids: list[int]) -> list[int]:
-        bos = self.tokenizer.bos_token_id
-        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
-
-    def _chat_closing(self) -> str:
-        """What the chat template writes after an answer, up to its first special token: the end of the turn."""
-        probe = "0123456789"
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        if probe not in text:
-            raise DataError(
-                "the tokenizer's chat template does not keep an assistant's text; clear or mend chat_template"
-            )
-        tail = text.rpartition(probe)[2]
-        special = [token for token in self.tokenizer.all_special_tokens if token in tail]
-        if not special:
-            return str(tail.rstrip() + self.tokenizer.eos_token)
-        first = min(special, key=tail.index)
-        return str(tail[: tail.index(first) + len(first)])
+    max_length: int
+    loss_on: str = "responses"
+    overlong: str = "truncate_prompt"
+    cut_responses: bool = False
 
 
 @dataclass(frozen=True)
 class TokenizedTask:
     """The tokens of one task's split.
 
-    dataset columns: input_ids (prefix, response, end), prefix_length (the rest is trained on), example (row in the
-    task's own dataset). truncated: prompts cut from the left; dropped: examples whose response alone is too long.
+    dataset columns: input_ids; spans (flat [start, end, start, end, ...] of what is trained on); length and
+    trained_tokens (counts); state (`WHOLE`, `TRUNCATED`, `CUT`); example (row in the task's own dataset).
+    truncated: prompts that lost their start; cut: responses that lost their end; dropped: examples left out because
+    they do not fit; dropped_in_source: reason -> records that the task itself left out.
     """
 
     name: str
     dataset: Dataset
     truncated: int
+    cut: int
     dropped: int
+    dropped_in_source: dict[str, int]
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def column(self, name: str) -> npt.NDArray[np.int64]:
+        """A column of numbers, [examples]."""
+        values = self.dataset.with_format("numpy")[name]
+        return np.asarray(values, dtype=np.int64)
 
 
 def fit(prefix: list[int], response: list[int], max_length: int, bos: int | None) -> list[int] | None:
@@ -110,35 +71,182 @@ def fit(prefix: list[int], response: list[int], max_length: int, bos: int | None
     return [*prefix[:has_bos], *prefix[len(prefix) - room + has_bos :]]
 
 
-def tokenize_task(name: str, examples: Dataset, renderer: Renderer, max_length: int) -> TokenizedTask:
-    """Tokenise a split.
+def fit_pieces(pieces: Sequence[Piece], options: TokenizeOptions, bos: int | None) -> tuple[list[Piece], int] | None:
+    """The pieces within `max_length`, and what was done to them (`WHOLE`, `TRUNCATED`, `CUT`); None: they do not fit.
+
+    Only what stands before the first response is shortened, from its left; a response loses its end only with
+    `cut_responses`.
+    """
+    total = sum(len(piece.ids) for piece in pieces)
+    if total <= options.max_length:
+        return list(pieces), WHOLE
+    first, *rest = pieces
+    if options.overlong == "truncate_prompt" and not first.trained:
+        after = [token for piece in rest for token in piece.ids]
+        fitted = fit(first.ids, after, options.max_length, bos)
+        if fitted is not None:
+            return [Piece(fitted, False), *rest], TRUNCATED
+    if not options.cut_responses:
+        return None
+    # Half the room for what comes before, so that some of the response is left.
+    state_pieces = list(pieces)
+    if not first.trained and options.overlong == "truncate_prompt":
+        fitted = fit(first.ids, [], max(options.max_length // 2, 2), bos)
+        state_pieces[0] = Piece(first.ids if fitted is None else fitted, False)
+    kept: list[Piece] = []
+    room = options.max_length
+    for piece in state_pieces:
+        kept.append(Piece(piece.ids[:room], piece.trained))
+        room -= len(kept[-1].ids)
+    return (kept, CUT) if any(piece.trained and piece.ids for piece in kept) else None
+
+
+def _row(pieces: Sequence[Piece], everything: bool) -> dict[str, Any]:
+    ids: list[int] = []
+    spans: list[int] = []
+    for piece in pieces:
+        start = len(ids)
+        ids += piece.ids
+        # The first token of an example has nothing before it to be predicted from.
+        start = max(start, 1)
+        if (piece.trained or everything) and start < len(ids):
+            if spans and spans[-1] == start:
+                spans[-1] = len(ids)
+            else:
+                spans += [start, len(ids)]
+    trained = sum(spans[1::2]) - sum(spans[::2])
+    return {"input_ids": ids, "spans": spans, "length": len(ids), "trained_tokens": trained}
+
+
+class _Tokenizer:
+    """One batch of examples to rows; a class, so that it can be sent to other processes."""
+
+    def __init__(self, name: str, renderer: Renderer, options: TokenizeOptions) -> None:
+        self.name, self.renderer, self.options = name, renderer, options
+
+    def __call__(self, batch: dict[str, list[Any]], positions: list[int]) -> dict[str, list[Any]]:
+        rows: dict[str, list[Any]] = {
+            name: [] for name in ("input_ids", "spans", "length", "trained_tokens", "state", "example")
+        }
+        bos = self.renderer.tokenizer.bos_token_id
+        for place, position in enumerate(positions):
+            example = {key: values[place] for key, values in batch.items()}
+            fitted = fit_pieces(self._pieces(example, position), self.options, bos)
+            if fitted is None:
+                continue
+            pieces, state = fitted
+            row = {**_row(pieces, self.options.loss_on == "all"), "state": state, "example": position}
+            for key, value in row.items():
+                rows[key].append(value)
+        return rows
+
+    def _pieces(self, example: dict[str, Any], position: int) -> list[Piece]:
+        where = f"task {self.name!r}, example {position}"
+        if example.get("messages"):
+            try:
+                tools = json.loads(example["tools"]) if example.get("tools") else []
+                return self.renderer.chat_pieces(json.loads(example["messages"]), tools)
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from None
+        if not example["response"].strip():
+            raise DataError(
+                f"{where}: the response is empty, so no token would be trained on; remove the record or mend its "
+                "template"
+            )
+        return self.renderer.example_pieces(example["prompt"], example["response"])
+
+
+def tokenize_task(
+    name: str,
+    examples: Dataset,
+    renderer: Renderer,
+    options: TokenizeOptions,
+    *,
+    num_proc: int = 1,
+    dropped_in_source: dict[str, int] | None = None,
+) -> TokenizedTask:
+    """Tokenise a split, or take it from the cache (under `datasets`' own cache folder).
+
+    Args:
+        name: of the task
+        examples: from `Task.load`
+        renderer: tokenizer and template
+        options: lengths and what is trained on
+        num_proc: processes; small splits are done by one
+        dropped_in_source: what `Task.load` left out, to be reported on
 
     Raises:
         DataError: a response is empty (there would be nothing to train on), or no example is left.
     """
-    from datasets import Dataset, Features, List, Value
+    from datasets import Features, List, Value
 
-    rows: list[dict[str, Any]] = []
-    truncated = dropped = 0
-    closing = renderer.closing_ids()
-    bos = renderer.tokenizer.bos_token_id
-    for position, raw in enumerate(examples):
-        example: Example = raw
-        if not example["response"].strip():
-            raise DataError(
-                f"task {name!r}, example {position}: the response is empty, so no token would be trained on; "
-                "remove the record or mend its template"
-            )
-        prefix = renderer.prefix_ids(example["prompt"])
-        response = renderer.response_ids(example["response"]) + closing
-        fitted = fit(prefix, response, max_length, bos)
-        if fitted is None:
-            dropped += 1
-            continue
-        truncated += len(fitted) < len(prefix)
-        rows.append({"input_ids": fitted + response, "prefix_length": len(fitted), "example": position})
-    if not rows:
-        reason = f"all {dropped} are longer than max_length {max_length}" if dropped else "the source is empty"
+    features = Features(
+        {
+            "input_ids": List(Value("int32")),
+            "spans": List(Value("int32")),
+            "length": Value("int32"),
+            "trained_tokens": Value("int32"),
+            "state": Value("int8"),
+            "example": Value("int64"),
+        }
+    )
+    key = cache_key(examples, renderer, options)
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        dataset = examples.map(
+            _Tokenizer(name, renderer, options),
+            batched=True,
+            with_indices=True,
+            remove_columns=examples.column_names,
+            features=features,
+            num_proc=num_proc if len(examples) >= 2000 * num_proc and num_proc > 1 else None,
+            cache_file_name=str(folder / f"{key}.arrow"),
+            new_fingerprint=key,
+            desc=None,
+        )
+    except Exception as error:
+        # Other processes hand errors over wrapped or copied.
+        inner: BaseException | None = error
+        while inner is not None and not isinstance(inner, DataError):
+            inner = inner.__cause__
+        if inner is None:
+            raise
+        raise inner from None
+    if not len(dataset):
+        dropped = len(examples)
+        reason = f"all {dropped} are longer than max_length {options.max_length}" if dropped else "the source is empty"
         raise DataError(f"task {name!r}: no examples ({reason})")
-    features = Features({"input_ids": List(Value("int32")), "prefix_length": Value("int32"), "example": Value("int32")})
-    return TokenizedTask(name, Dataset.from_list(rows, features=features), truncated, dropped)
+    state = np.asarray(dataset.with_format("numpy")["state"])
+    return TokenizedTask(
+        name,
+        dataset,
+        truncated=int((state == TRUNCATED).sum()),
+        cut=int((state == CUT).sum()),
+        dropped=len(examples) - len(dataset),
+        dropped_in_source=dict(dropped_in_source or {}),
+    )
+
+
+def cache_folder() -> Path:
+    """Where token caches lie: `multilora/` in `datasets`' cache (HF_DATASETS_CACHE)."""
+    from datasets import config
+
+    return Path(os.environ.get("HF_DATASETS_CACHE", config.HF_DATASETS_CACHE)) / "multilora"
+
+
+def cache_key(examples: Dataset, renderer: Renderer, options: TokenizeOptions) -> str:
+    """A name for the tokens of these examples under this tokenizer, template and options."""
+    tokenizer = renderer.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    described = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    parts = (
+        VERSION,
+        examples._fingerprint,
+        described,
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+        renderer.template,
+        options,
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -11,7 +11,8 @@ import numpy as np
 
 from multilora.data.collate import pad_token_id
 from multilora.data.mixture import generator
-from multilora.data.tokenize import Renderer, fit
+from multilora.data.render import Renderer
+from multilora.data.tokenize import fit
 from multilora.errors import DataError, RecipeError
 from multilora.evaluation.metrics import TaskScore, mean_and_stderr
 from multilora.evaluation.scoring import Advance, generate, log_likelihoods

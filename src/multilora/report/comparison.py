@@ -40,7 +40,7 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "tasks": [{"name": name, "metric": score.metric} for name, score in comparison.base.items()],
         "rows": rows,
         "plan": comparison.plan.as_dict(),
-        "examples": [(name, *comparison.plan.rendered(name)) for name in comparison.plan.task_names],
+        "examples": [(name, comparison.plan.rendered(name)) for name in comparison.plan.task_names],
         "spectra": _embedded(comparison.spectra_figure),
         "losses": _embedded(comparison.losses_figure),
         "recipe": comparison.recipe.dump_yaml(),

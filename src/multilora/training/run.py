@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from multilora.data.plan import Plan, make_plan
+from multilora.data.probe import check_packing
 from multilora.errors import InputError, RecipeError, RunError
 from multilora.files import whole_folder, write_json, write_text
 from multilora.modeling import FULL, attach, load_base, load_tokenizer, parameter_counts
@@ -56,10 +57,12 @@ def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
             recipe,
             load_tokenizer(recipe.model),
             max_length=max_length(recipe, model),
-            examples_per_step=arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
+            rows_per_step=arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
             max_steps=arguments.max_steps,
             epochs=arguments.num_train_epochs,
         )
+    if plan.packed:
+        check_packing(model)
     model = attach(model, recipe.adapter, seed=arguments.seed)
     if method == FULL and recipe.model.dtype == "bfloat16" and "bf16" not in recipe.training:
         arguments.bf16 = True  # float32 masters, bfloat16 products: the cost of a bfloat16 base

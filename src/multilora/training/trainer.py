@@ -25,7 +25,7 @@ def token_losses(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple
 
     Args:
         model: a causal language model
-        inputs: input_ids and attention_mask, [batch, length]
+        inputs: input_ids and attention_mask or position_ids, [batch, length]
         labels: [batch, length], -100 where not trained on; token t is predicted at position t - 1
 
     Returns:
@@ -55,13 +55,13 @@ class MultiTaskTrainer(Trainer):
     Args:
         model: a causal language model, adapted or not
         args: any `TrainingArguments`; `remove_unused_columns` is turned off, for the task ids must reach the loss
-        plan: from `multilora.plan`; its examples per step must equal what `args` asks for
+        plan: from `multilora.plan`; its rows per step must equal what `args` asks for
         scale_lr_factor: learning rate of MultiLoRA's scales over `args.learning_rate`
         up_lr_factor: the same for the up-projections B of MultiLoRA and LoRA
         **kwargs: passed on to `transformers.Trainer`
 
     Raises:
-        InputError: batch size, accumulation and processes do not multiply to the plan's examples per step, or one
+        InputError: batch size, accumulation and processes do not multiply to the plan's rows per step, or one
             process would drive several GPUs.
     """
 
@@ -76,11 +76,11 @@ class MultiTaskTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         asked = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if asked != plan.examples_per_step:
+        if asked != plan.rows_per_step:
             raise InputError(
-                f"the arguments take {asked} examples per step ({args.train_batch_size} x "
+                f"the arguments take {asked} rows per step ({args.train_batch_size} x "
                 f"{args.gradient_accumulation_steps} accumulated x {args.world_size} processes), the plan holds "
-                f"{plan.examples_per_step}; make the plan for these arguments"
+                f"{plan.rows_per_step}; make the plan for these arguments"
             )
         if args.n_gpu > 1:
             raise InputError(
@@ -93,7 +93,11 @@ class MultiTaskTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=plan.dataset(),
-            data_collator=Collator(pad_token_id(tokenizer)),
+            data_collator=Collator(
+                pad_token_id(tokenizer),
+                packed=plan.packed,
+                flatten=plan.packed and str(model.config._attn_implementation).startswith("flash"),
+            ),
             processing_class=tokenizer,
             **kwargs,
         )
