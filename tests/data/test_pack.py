@@ -48,7 +48,7 @@ def test_every_segment_once_and_exactly_the_rows_wanted(sizes, seed, wanted):
     assert sorted(set(rows.tolist())) == list(range(rows.max() + 1))
     assert np.bincount(rows, weights=sizes).max() <= 64
     if wanted > rows.max() + 1:
-        with pytest.raises(ValueError, match="rows, .* were wanted"):
+        with pytest.raises(ValueError, match=r"rows, .* were wanted"):
             pack(array, 64, seed, wanted)
         return
     some = pack(array, 64, seed, wanted)

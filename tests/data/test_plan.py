@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from conftest import write_jsonl
 
 import multilora
 
@@ -81,3 +83,120 @@ def test_rendered_example_shows_the_trained_part(recipe):
 def test_a_length_beyond_the_models_positions_is_refused(recipe):
     with pytest.raises(multilora.errors.RecipeError, match="more than the 256 positions"):
         multilora.plan(recipe, ["data.max_length=257"])
+
+
+@pytest.mark.parametrize("unit", ["examples", "tokens", "trained_tokens"])
+@pytest.mark.parametrize("strategy", ["proportional", "equal", "temperature", "weights"])
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("homogeneous", [False, True])
+def test_realised_shares_match_asked_ones_within_one_row(recipe, unit, strategy, packing, homogeneous):
+    recipe["mixture"] = {"strategy": strategy, "unit": unit, "homogeneous_batches": homogeneous}
+    if strategy == "temperature":
+        recipe["mixture"]["temperature"] = 3
+    if strategy == "weights":
+        recipe["tasks"][0]["weight"], recipe["tasks"][1]["weight"] = 1, 3
+    recipe["data"]["packing"] = packing
+    recipe["training"]["max_steps"] = 40
+    plan = multilora.plan(recipe)
+    assert plan.steps == 40
+    assert plan.rows == 160
+    columns = {name: plan.table[name].to_numpy() for name in plan.table.column_names}
+    cost = np.ones(len(plan.table)) if unit == "examples" else columns[unit]
+    # The most that one row (one step, where a step is one task) holds of the unit.
+    block = columns["row"] // (plan.rows_per_step if homogeneous else 1)
+    largest = np.bincount(block, weights=cost).max()
+    for place, entry in enumerate(plan.summary()):
+        mine = cost[columns["task"] == place].sum()
+        assert entry.share == mine / cost.sum()
+        assert abs(mine - entry.asked * cost.sum()) <= largest
+    rows = np.bincount(columns["row"], weights=columns["tokens"])
+    assert rows.max() <= plan.max_length
+    if homogeneous:
+        for step in range(40):
+            assert len(set(columns["task"][columns["row"] // plan.rows_per_step == step])) == 1
+    for place in range(2):  # every example comes n times before any comes n + 1 times
+        for epoch in set(columns["epoch"][columns["task"] == place]):
+            seen = columns["example"][(columns["task"] == place) & (columns["epoch"] == epoch)]
+            assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_an_epoch_holds_every_example_and_only_fills_up_the_last_step(recipe, packing):
+    recipe["training"].pop("max_steps")
+    recipe["training"]["num_train_epochs"] = 1
+    recipe["data"]["packing"] = packing
+    plan = multilora.plan(recipe)
+    columns = {name: plan.table[name].to_numpy() for name in plan.table.column_names}
+    for place, entry in enumerate(plan.summary()):
+        first = columns["example"][(columns["task"] == place) & (columns["epoch"] == 0)]
+        assert sorted(first) == list(range(entry.available))
+    again = (columns["epoch"] > 0).sum()
+    assert again < plan.rows_per_step * (1 if not packing else columns["row"].size / plan.rows)
+
+
+def test_totals_in_examples_and_tokens(recipe):
+    recipe["training"].pop("max_steps")
+    assert len(multilora.plan(recipe, ["mixture.total_examples=30"]).table) == 32  # whole steps of 4
+    plan = multilora.plan(recipe, ["mixture.total_tokens=3000", "mixture.unit=tokens"])
+    tokens = plan.table["tokens"].to_numpy().sum()
+    assert 3000 - 200 < tokens < 3000 + 4 * 128
+    packed = multilora.plan(recipe, ["mixture.total_tokens=3000", "data.packing=true"])
+    assert packed.table["tokens"].to_numpy().sum() >= 2900
+    with pytest.raises(multilora.errors.RecipeError, match=r"mixture.total_examples and training.max_steps both say"):
+        multilora.plan(recipe, ["mixture.total_examples=30", "training.max_steps=4"])
+
+
+def test_shuffled_order_keeps_the_rows(recipe):
+    recipe["data"]["packing"] = True
+    plans = [multilora.plan(recipe, [f"mixture.order={order}"]) for order in ("balanced", "shuffled")]
+
+    def rows(plan):
+        table = plan.table.to_pandas() if hasattr(plan.table, "to_pandas") else None
+        return [tuple(sorted(zip(group["task"], group["example"], strict=True))) for _, group in table.groupby("row")]
+
+    balanced, shuffled = (rows(plan) for plan in plans)
+    assert balanced != shuffled
+    assert sorted(balanced) == sorted(shuffled)
+
+
+def test_the_same_plan_with_any_number_of_processes(recipe, tmp_path, monkeypatch):
+    records = [{"word": f"item{i}", "twice": f"item{i} {i}"} for i in range(5000)]
+    recipe["tasks"][1]["path"] = str(write_jsonl(tmp_path / "many.jsonl", records))
+    plans = []
+    for processes in (1, 2):
+        monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / f"cache{processes}"))
+        plans.append(multilora.plan(recipe, [f"data.num_proc={processes}", "data.packing=true"]))
+    assert plans[0].table.equals(plans[1].table)
+    one, two = (plan.tokenized["echo"].dataset for plan in plans)
+    assert one["input_ids"] == two["input_ids"]
+
+
+def test_packed_items_hold_whole_segments_with_positions_of_their_own(recipe):
+    plan = multilora.plan(recipe, ["data.packing=true"])
+    dataset = plan.dataset()
+    assert len(dataset) == plan.rows
+    columns = {name: plan.table[name].to_numpy() for name in plan.table.column_names}
+    assert max(np.bincount(columns["row"])) > 1
+    for row in range(plan.rows):
+        item = dataset[row]
+        lines = np.flatnonzero(columns["row"] == row)
+        starts = [place for place, position in enumerate(item["position_ids"]) if position == 0]
+        assert len(starts) == len(lines)
+        for line, start, end in zip(lines, starts, [*starts[1:], len(item["input_ids"])], strict=True):
+            source = plan.tokenized[plan.task_names[columns["task"][line]]].dataset[int(columns["example"][line])]
+            assert item["input_ids"][start:end] == source["input_ids"]
+            assert item["position_ids"][start:end] == list(range(end - start))
+            assert set(item["task_ids"][start:end]) == {columns["task"][line]}
+            assert item["labels"][start] == -100  # not to be predicted from the segment before
+
+
+def test_a_saved_plan_is_compared_with_todays(recipe, tmp_path):
+    plan = multilora.plan(recipe)
+    plan.save(tmp_path / "plan")
+    multilora.plan(recipe).check_same(tmp_path / "plan")
+    with pytest.raises(multilora.errors.RunDirectoryError, match=r"mixture: was .*\"seed\": 0.*is .*\"seed\": 1"):
+        multilora.plan(recipe, ["mixture.seed=1"]).check_same(tmp_path / "plan")
+    with open(recipe["tasks"][1]["path"], "a") as file:
+        file.write('{"word": "new", "twice": "new new"}\n')
+    with pytest.raises(multilora.errors.RunDirectoryError, match=r"tokens: was"):
+        multilora.plan(recipe).check_same(tmp_path / "plan")

@@ -1,0 +1,131 @@
+"""Packed = unpacked: the same logits and gradients for every segment, in eager and SDPA attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make_gpt2, make_llama
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from multilora.data.collate import Collator
+from multilora.data.probe import check_packing
+from multilora.errors import InputError
+from multilora.training.trainer import token_losses
+
+
+def make_qwen2():
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        use_sliding_window=False,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+MODELS = {"llama": make_llama, "gpt2": make_gpt2, "qwen2": make_qwen2}
+LENGTHS = [[7, 11, 3], [19, 1], [5]]
+
+
+def segment(length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 320, (length,), generator=generator).tolist()
+    cut = min(max(1, length // 3), length)
+    return {
+        "input_ids": ids,
+        "labels": [-100] * cut + ids[cut:],
+        "task_ids": [seed % 3] * length,
+        "position_ids": list(range(length)),
+    }
+
+
+def rows_of_segments():
+    made = []
+    for row, lengths in enumerate(LENGTHS):
+        made.append([segment(length, 10 * row + place) for place, length in enumerate(lengths)])
+    return made
+
+
+def joined(segments):
+    return {key: [value for item in segments for value in item[key]] for key in segments[0]}
+
+
+@pytest.fixture(params=MODELS)
+def make(request):
+    return MODELS[request.param]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("flatten", [False, True])
+def test_packed_equals_unpacked(make, attention, flatten):
+    results = []
+    for packed in (True, False):
+        model = make()
+        model.set_attn_implementation(attention)
+        rows = rows_of_segments()
+        if packed:
+            batches = [Collator(0, packed=True, flatten=flatten)([joined(row) for row in rows])]
+        else:
+            batches = [Collator(0)([item]) for row in rows for item in row]
+        losses = []
+        for batch in batches:
+            labels = batch.pop("labels")
+            batch.pop("task_ids")
+            losses.append(token_losses(model, batch, labels)[0])
+        torch.cat(losses).sum().backward()
+        results.append((torch.cat(losses).detach(), [p.grad for p in model.parameters()]))
+    (packed_losses, packed_grads), (losses, grads) = results
+    assert len(losses) == sum(label != -100 for row in rows_of_segments() for item in row for label in item["labels"])
+    torch.testing.assert_close(packed_losses, losses, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(packed_grads, grads, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_logits_of_each_segment(make, attention):
+    model = make()
+    model.set_attn_implementation(attention)
+    rows = rows_of_segments()
+    batch = Collator(0, packed=True)([joined(row) for row in rows])
+    with torch.no_grad():
+        packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        for number, row in enumerate(rows):
+            start = 0
+            for item in row:
+                alone = model(input_ids=torch.tensor([item["input_ids"]]), use_cache=False).logits[0]
+                end = start + len(item["input_ids"])
+                torch.testing.assert_close(packed[number, start:end], alone, rtol=1e-5, atol=1e-5)
+                start = end
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_probe_passes_models_that_keep_segments_apart(make, dtype):
+    check_packing(make().to(dtype))
+
+
+def test_the_probe_refuses_a_model_that_ignores_positions(make):
+    model = make()
+    forward = model.forward
+
+    def leaking(*args, position_ids=None, **kwargs):
+        return forward(*args, position_ids=torch.arange(position_ids.shape[1])[None], **kwargs)
+
+    model.forward = leaking
+    with pytest.raises(
+        InputError, match=r"does not keep the segments of a packed row apart.*set data.packing to false"
+    ):
+        check_packing(model)
+
+
+def test_a_state_space_model_is_refused():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, state_size=4)
+    with pytest.raises((InputError, TypeError), match=r"apart|position_ids"):
+        check_packing(MambaForCausalLM(config))
