@@ -168,18 +168,8 @@ class Recipe(Section):
             RecipeError: with every problem found: unknown or missing keys, wrong values, missing files, options that
                 the adapter method or `TrainingArguments` does not have.
         """
-        if isinstance(source, Recipe):
-            values: Any = source.model_dump(exclude_none=True)
-            label = "recipe"
-        elif isinstance(source, Mapping):
-            values, label = copy.deepcopy(dict(source)), "recipe"
-        else:
-            values, label = _read_yaml(Path(source)), str(source)
-        problems: list[str] = []
-        for override in overrides:
-            problem = _apply_override(values, override)
-            if problem:
-                problems.append(problem)
+        values, problems = cls.read(source, overrides)
+        label = str(source) if isinstance(source, str | Path) else "recipe"
         try:
             recipe = cls.model_validate(values)
         except ValidationError as error:
@@ -190,6 +180,24 @@ class Recipe(Section):
         if problems:
             raise RecipeError(problems, label)
         return _with_absolute_paths(recipe)
+
+    @classmethod
+    def read(
+        cls, source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = ()
+    ) -> tuple[Any, list[str]]:
+        """(the recipe's values, problems with the overrides); unchecked otherwise.
+
+        Raises:
+            RecipeError: the file cannot be read.
+        """
+        if isinstance(source, Recipe):
+            values: Any = source.model_dump(exclude_none=True)
+        elif isinstance(source, Mapping):
+            values = copy.deepcopy(dict(source))
+        else:
+            values = _read_yaml(Path(source))
+        problems = [_apply_override(values, override) for override in overrides]
+        return values, [problem for problem in problems if problem]
 
     def dump_yaml(self) -> str:
         """The recipe as YAML, without what is unset."""

@@ -2,113 +2,117 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from multilora.cli.options import AsJson, Overrides, RecipePath
-
-if TYPE_CHECKING:
-    from multilora.data.plan import Plan, TaskSummary
-    from multilora.training.measure import StepCost
 
 Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="take two steps for time and memory")]
 
 
 def plan(recipe: RecipePath, overrides: Overrides = None, json: AsJson = False, measure: Measure = True) -> None:
     """Show what a recipe would train on: shares, tokens, steps, parameters, cost, one example per task."""
+    from multilora import plancache
+    from multilora.cli.show import show_json
+
+    key = plancache.cache_key(recipe, [*(overrides or ()), *([] if measure else ["output_dir=unmeasured"])])
+    shown = plancache.read(key)
+    if shown is None:
+        shown = _make(recipe, overrides or [], measure)
+        plancache.write(key, shown)
+    if json:
+        show_json(shown)
+    else:
+        _show(shown)
+
+
+def _make(recipe: Any, overrides: list[str], measure: bool) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from multilora.cli.show import show_json
     from multilora.modeling import parameter_counts
     from multilora.recipe import Recipe
     from multilora.training.measure import step_cost
     from multilora.training.run import prepare
 
-    prepared = prepare(Recipe.load(recipe, overrides or ()))
-    made = prepared.plan
-    counts = parameter_counts(prepared.model)
-    cost = step_cost(prepared) if measure else None
-    if json:
-        show_json(
-            {
-                **made.as_dict(),
-                "trainable_parameters": counts[0],
-                "total_parameters": counts[1],
-                "cost": None if cost is None else asdict(cost),
-                "examples": {
-                    name: [{"text": text, "trained": trained} for text, trained in made.rendered(name)]
-                    for name in made.task_names
-                },
-            }
-        )
-        return
-    _show(made, counts, cost)
+    prepared = prepare(Recipe.load(recipe, overrides))
+    trainable, total = parameter_counts(prepared.model)
+    return {
+        **prepared.plan.as_dict(),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "cost": asdict(step_cost(prepared)) if measure else None,
+        "examples": {
+            name: [{"text": text, "trained": trained} for text, trained in prepared.plan.rendered(name)]
+            for name in prepared.plan.task_names
+        },
+    }
 
 
-def _show(made: Plan, counts: tuple[int, int], cost: StepCost | None) -> None:
+def _show(shown: dict[str, Any]) -> None:
     from rich.text import Text
 
     from multilora.cli.show import console, table
 
-    entries = made.summary()
-    asked = f"asked ({made.unit.replace('_', ' ')})"
+    asked = f"asked ({shown['unit'].replace('_', ' ')})"
     columns = ["task", "available", "drawn", asked, "share", "epochs", "tokens", "trained", "median", "99 %", "longest"]
     rows = [
         [
-            entry.name,
-            f"{entry.available:,}",
-            f"{entry.examples:,}",
-            f"{100 * entry.asked:.1f} %",
-            f"{100 * entry.share:.1f} %",
-            f"{entry.epochs:.2f}",
-            f"{entry.tokens:,}",
-            f"{entry.trained_tokens:,}",
-            *(f"{entry.length[key]:,}" for key in ("median", "99 %", "longest")),
+            task["name"],
+            f"{task['available']:,}",
+            f"{task['examples']:,}",
+            f"{100 * task['asked']:.1f} %",
+            f"{100 * task['share']:.1f} %",
+            f"{task['epochs']:.2f}",
+            f"{task['tokens']:,}",
+            f"{task['trained_tokens']:,}",
+            *(f"{task['length'][key]:,}" for key in ("median", "99 %", "longest")),
         ]
-        for entry in entries
+        for task in shown["tasks"]
     ]
-    kind = "packed rows" if made.packed else "examples"
+    kind = "packed rows" if shown["packed"] else "examples"
+    trainable, total = shown["trainable_parameters"], shown["total_parameters"]
     title = (
-        f"{made.steps:,} steps of {made.rows_per_step} {kind}, at most {made.max_length} tokens each, "
-        f"{100 * made.fill_rate:.1f} % of the room filled; {counts[0]:,} of {counts[1]:,} parameters trained "
-        f"({100 * counts[0] / counts[1]:.2f} %)"
+        f"{shown['steps']:,} steps of {shown['rows_per_step']} {kind}, at most {shown['max_length']} tokens each, "
+        f"{100 * shown['fill_rate']:.1f} % of the room filled; {trainable:,} of {total:,} parameters trained "
+        f"({100 * trainable / total:.2f} %)"
     )
     table(title, columns, rows)
     out = console()
-    for line in _losses(entries):
+    for line in _changed(shown["tasks"]):
         out.print(line, highlight=False)
+    cost = shown["cost"]
     if cost is not None:
-        total = cost.seconds * made.steps
         out.print(
-            f"about {_duration(cost.seconds)} a step and {_duration(total)} in all on {cost.device} (two steps taken; "
-            f"the optimizer's own time left out), {cost.peak_bytes / 2**30:.1f} GiB at the peak",
+            f"about {_duration(cost['seconds'])} a step and {_duration(cost['seconds'] * shown['steps'])} in all on "
+            f"{cost['device']} (two steps taken; the optimizer's own time left out), "
+            f"{cost['peak_bytes'] / 2**30:.1f} GiB at the peak",
             highlight=False,
         )
-    for name in made.task_names:
+    for name, stretches in shown["examples"].items():
         out.print(Text(f"\n{name}: first example, ⟦trained part⟧", style="bold"))
-        styled: list[Any] = [
-            ("⟦" + text + "⟧", "bold green") if trained else (text, "dim") for text, trained in made.rendered(name)
+        styled = [
+            ("⟦" + part["text"] + "⟧", "bold green") if part["trained"] else (part["text"], "dim") for part in stretches
         ]
         out.print(Text.assemble(*styled))
 
 
-def _losses(entries: list[TaskSummary]) -> list[str]:
+def _changed(tasks: list[dict[str, Any]]) -> list[str]:
     """One line per task that was changed on its way in."""
     lines = []
-    for entry in entries:
+    for task in tasks:
         parts = [
             f"{count:,} {what}"
             for count, what in (
-                (entry.truncated, "prompts lost their start"),
-                (entry.cut, "responses lost their end"),
-                (entry.dropped, "left out, too long"),
-                *((count, f"left out, {reason}") for reason, count in entry.dropped_in_source.items()),
+                (task["truncated"], "prompts lost their start"),
+                (task["cut"], "responses lost their end"),
+                (task["dropped"], "left out, too long"),
+                *((count, f"left out, {reason}") for reason, count in task["dropped_in_source"].items()),
             )
             if count
         ]
         if parts:
-            lines.append(f"{entry.name}: {'; '.join(parts)}")
+            lines.append(f"{task['name']}: {'; '.join(parts)}")
     return lines
 
 

@@ -178,7 +178,7 @@ def tokenize_task(
     Raises:
         DataError: a response is empty (there would be nothing to train on), or no example is left.
     """
-    from datasets import Features, List, Value
+    from datasets import Features, List, Value, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     features = Features(
         {
@@ -193,6 +193,8 @@ def tokenize_task(
     key = cache_key(examples, renderer, options)
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
+    quiet = are_progress_bars_disabled()
+    disable_progress_bars()  # the plan shows its own
     try:
         dataset = examples.map(
             _Tokenizer(name, renderer, options),
@@ -213,6 +215,9 @@ def tokenize_task(
         if inner is None:
             raise
         raise inner from None
+    finally:
+        if not quiet:
+            enable_progress_bars()
     if not len(dataset):
         dropped = len(examples)
         reason = f"all {dropped} are longer than max_length {options.max_length}" if dropped else "the source is empty"
