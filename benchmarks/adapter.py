@@ -73,7 +73,12 @@ def make_base(setting: Setting) -> Any:
         max_position_embeddings=setting.length,
         use_cache=False,
     )
-    model = LlamaForCausalLM(config).to(setting.device, torch.bfloat16).requires_grad_(False)
+    # Not built in float32 first, whose peak would hide that of a step.
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = LlamaForCausalLM(config).to(setting.device).requires_grad_(False)
+    finally:
+        torch.set_default_dtype(torch.float32)
     # As under an adapter below: gradients flow to the first layer's input.
     model.model.embed_tokens.register_forward_hook(lambda _, __, output: output.requires_grad_())
     return model.train()
@@ -182,7 +187,7 @@ def peak_memory(name: str, setting: Setting, compiled: bool) -> float:
         torch.cuda.reset_peak_memory_stats()
         step(model, ids)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**10
     step(model, ids)
     step(model, ids)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10

@@ -130,6 +130,46 @@ def test_converted_in_place_the_adapters_can_be_combined():
     torch.testing.assert_close(layer(x) - layer.base_layer(x), wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_conversion_keeps_every_adapter_and_the_base():
+    model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    model.add_adapter("other", MultiLoraConfig(target_modules=["v_proj"], lora_dropout=0.3))
+    randomise(model)
+    randomise(model, "other", seed=2)
+    with torch.no_grad():
+        model.base_model.model.lm_head.modules_to_save["default"].weight.mul_(1.5)
+
+    def all_logits(converted):
+        found = {}
+        for name in ("default", "other"):
+            converted.set_adapter(name)
+            found[name] = logits(converted)
+        with converted.disable_adapter():
+            found["base"] = logits(converted)
+        return found
+
+    wanted = all_logits(model)
+    model.set_adapter("other", inference_mode=True)
+    lora = convert_to_lora(model)
+    assert lora.active_adapter == "other"
+    assert not any(parameter.requires_grad for parameter in lora.parameters())
+    assert lora.peft_config["other"].lora_dropout == 0.3
+    for name, value in all_logits(lora).items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_embeddings_of_a_resized_vocabulary_go_along(tmp_path):
+    make_llama().save_pretrained(tmp_path / "base")
+    base = type(make_llama()).from_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(330)
+    model = get_peft_model(base, MultiLoraConfig(target_modules=["q_proj"]))
+    randomise(model)
+    expected = logits(model)
+    folder = export_lora(model, tmp_path / "out")
+    other = type(make_llama()).from_pretrained(tmp_path / "base")
+    other.resize_token_embeddings(330)
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(other, folder)), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_merged_adapter_is_not_converted():
     model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj"]))
     model.merge_adapter()

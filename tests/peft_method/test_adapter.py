@@ -79,6 +79,20 @@ def test_safe_merge_refuses_non_finite_weights():
     assert torch.equal(layer.get_base_layer().weight, before)
 
 
+def test_safe_merge_of_several_writes_all_or_none():
+    model = get_peft_model(make_llama(), config(target_modules=["q_proj"]))
+    model.add_adapter("other", config(target_modules=["q_proj"]))
+    randomise(model)
+    layer = next(module for module in model.modules() if isinstance(module, MultiLoraLayer))
+    with torch.no_grad():
+        layer.multilora_scale["other"].fill_(float("nan"))
+    before = layer.get_base_layer().weight.clone()
+    with pytest.raises(AdapterError, match="The adapter other seems to be broken"):
+        layer.merge(safe_merge=True, adapter_names=["default", "other"])
+    assert torch.equal(layer.get_base_layer().weight, before)
+    assert not layer.merged_adapters
+
+
 def test_disabled_is_the_base(base):
     before = logits(base)
     model = get_peft_model(base, config())

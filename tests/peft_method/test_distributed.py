@@ -123,7 +123,6 @@ def test_two_processes_equal_one(tmp_path: Path, work, scaling):
     before = adapter(model)
     wanted = take_steps(model, make_optimizer(model), range(STEPS))
     assert losses == pytest.approx(wanted, abs=1e-5)
-    assert losses[-1] != losses[0]
     after = adapter(model)
     assert parameters.keys() == after.keys()
     for name, parameter in after.items():

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from multilora import MultiLoraConfig
+from multilora.errors import AdapterError
 from multilora.peft_method import MultiLoraLinear, fused
 
 
@@ -191,6 +192,87 @@ def test_a_hook_on_the_base_sees_the_bases_own_output():
     y = layer(x)
     torch.testing.assert_close(seen[0], x @ layer.base_layer.weight.T)
     assert not torch.equal(y, seen[0])
+
+
+def kept_widths(layer, x):
+    """Features per token of what is kept for backward, parameters left out."""
+    owned = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    kept = []
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in owned:
+            kept.append(tensor.shape[-1])
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(x)
+    return sorted(kept)
+
+
+def test_what_is_frozen_keeps_nothing():
+    layer = make_layer(64, 32, n=3, r=2, dtype=torch.float32)
+    x = torch.randn(10, 64, requires_grad=True)
+    assert kept_widths(layer, x) == [6, 64]
+    layer.multilora_A["default"].requires_grad_(False)
+    assert kept_widths(layer, x) == [6]
+    layer.requires_grad_(False)
+    assert kept_widths(layer, x) == []
+
+
+def test_under_offloading_the_parameters_are_there():
+    """accelerate brings a module's parameters in when the module is called."""
+    from accelerate import cpu_offload
+
+    layer = make_layer(64, 32, dtype=torch.float32).requires_grad_(False)
+    x = torch.randn(5, 64)
+    expected = layer(x)
+    factors = layer.effective_factors("default")
+    cpu_offload(layer, execution_device=torch.device("cpu"))
+    assert layer.multilora_A["default"].is_meta
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer.effective_factors("default"), factors)
+
+
+def test_parameters_left_elsewhere_are_an_error():
+    layer = make_layer(6, 4)
+    layer.multilora_B["default"] = nn.Parameter(layer.multilora_B["default"].to("meta"))
+    layer.multilora_A["default"] = nn.Parameter(layer.multilora_A["default"].to("meta"))
+    with pytest.raises(AdapterError, match="parameters are on meta, the input on cpu"):
+        layer(torch.randn(3, 6, dtype=torch.float64))
+
+
+def test_shapes_without_data():
+    layer = make_layer(6, 4).to("meta")
+    assert layer(torch.empty(3, 6, dtype=torch.float64, device="meta")).shape == (3, 4)
+
+
+def test_traced_equals_eager():
+    layer = make_layer(6, 4).eval()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    torch.testing.assert_close(torch.jit.trace(layer, x)(x + 1), layer(x + 1))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_backward_may_run_inside_autocast(dropout):
+    layer = make_layer(6, 4, dtype=torch.float32, lora_dropout=dropout).train()
+    x = torch.randn(3, 6, requires_grad=True)
+    gradients = []
+    for inside in (False, True):
+        torch.manual_seed(0)
+        y = layer(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            gradients.append(torch.autograd.grad(y.square().sum(), [x, *parameters(layer)]))
+    for plain, mine in zip(*gradients, strict=True):
+        assert torch.equal(plain, mine)
+
+
+def test_autocast_leaves_float64_alone():
+    layer = make_layer(6, 4)
+    x = torch.randn(3, 6, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y, layer(x))
 
 
 def test_autocast_computes_low_and_learns_high():

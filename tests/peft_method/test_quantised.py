@@ -84,6 +84,17 @@ def test_starts_exactly_at_the_quantised_base(load):
     assert torch.equal(logits(get_peft_model(load(), config())), logits(load()))
 
 
+def test_the_untrained_adapter_is_the_base_under_autocast_too(load):
+    base, adapted = load().eval(), get_peft_model(load(), config()).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected, found = base(IDS).logits, adapted(IDS).logits
+        with adapted.disable_adapter():
+            disabled = adapted(IDS).logits
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+    assert torch.equal(disabled, expected)
+
+
 def test_training_after_evaluation_is_right_or_refused(load):
     """bitsandbytes' 4-bit layers lose their backward on the CPU once they were evaluated."""
     fresh, evaluated = (get_peft_model(load(), config()) for _ in range(2))

@@ -61,6 +61,11 @@ def test_a_constant_in_front_equals_a_faster_scale(recipe, tmp_path):
     assert any((mine - theirs).abs().max() > 0.05 for mine, theirs in zip(got, plain, strict=True))
 
 
+def test_the_logged_rate_is_the_one_asked_for(recipe):
+    run = multilora.train(recipe, ["optimizer.scale_lr_factor=8", "training.lr_scheduler_type=constant"])
+    assert {line["learning_rate"] for line in run.metrics if "learning_rate" in line} == {0.01}
+
+
 def test_a_factor_that_would_do_nothing_is_refused(recipe):
     with pytest.raises(RecipeError) as caught:
         multilora.plan(recipe, ["adapter={method: full}", "optimizer={scale_lr_factor: 8, up_lr_factor: 2}"])

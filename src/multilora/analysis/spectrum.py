@@ -135,6 +135,8 @@ def _factors(module: Any, method: str, adapter_name: str) -> tuple[Tensor, Tenso
         return up, down
     if not isinstance(module, lora.LoraLayer) or not isinstance(module.lora_A, torch.nn.ModuleDict):
         return None
+    if adapter_name not in module.lora_A:  # an adapted embedding
+        return None
     if module.lora_variant:
         raise AdapterError(f"analyze: this variant of LoRA ({method}) is more than the product of its factors")
     if hasattr(module, "get_delta_factors"):  # a stack of experts

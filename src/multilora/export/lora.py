@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.other import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,10 +23,13 @@ from multilora.peft_method import MultiLoraConfig, MultiLoraLayer, ParamWrapper
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def lora_state(model: PeftModel, adapter_name: str = "default") -> tuple[LoraConfig, dict[str, Tensor]]:
+def lora_state(
+    model: PeftModel, adapter_name: str = "default", *, save_embedding_layers: bool | str = "auto"
+) -> tuple[LoraConfig, dict[str, Tensor]]:
     """The LoRA config and checkpoint entries equal to a MultiLoRA adapter.
 
     Entries that are not branches (trained biases, `modules_to_save`) are passed on as they are.
+    `save_embedding_layers` is that of PEFT's `save_pretrained`: `"auto"` adds the embeddings of a resized vocabulary.
 
     Raises:
         AdapterError: the adapter is not MultiLoRA.
@@ -53,7 +57,7 @@ def lora_state(model: PeftModel, adapter_name: str = "default") -> tuple[LoraCon
         # The scales are folded in float32 and stay there: casting B_eff down would lose what they say.
         state[f"{key}.lora_A.weight"] = down.detach().cpu().clone()
         state[f"{key}.lora_B.weight"] = up.detach().cpu().contiguous()
-    saved = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    saved = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=save_embedding_layers)
     state |= {key: value.detach().cpu() for key, value in saved.items() if key not in branch_keys}
     return _lora_config(config, ranks), state
 
@@ -64,6 +68,7 @@ def _lora_config(config: MultiLoraConfig, ranks: dict[str, int]) -> LoraConfig:
     return LoraConfig(
         r=common,
         lora_alpha=common,
+        lora_dropout=config.lora_dropout,
         rank_pattern=others,
         alpha_pattern=dict(others),
         target_modules=config.target_modules,
@@ -93,7 +98,11 @@ def convert_to_lora(model: PeftModel) -> PeftModel:
     if any(module.merged_adapters for module in model.modules() if isinstance(module, MultiLoraLayer)):
         raise AdapterError("convert_to_lora: adapters are merged into the base; call model.unmerge_adapter() first")
     active, training = list(model.active_adapters), model.training
-    adapters = {name: lora_state(model, name) for name in model.peft_config}
+    adapters = {name: lora_state(model, name, save_embedding_layers=False) for name in model.peft_config}
+    trainable = any(parameter.requires_grad for name, parameter in model.named_parameters() if "multilora_" in name)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.set_adapter([])  # else `unload` leaves the active adapter's copy in the base
     lora: PeftModel | None = None
     base = model.unload()
     for name, (config, state) in adapters.items():
@@ -104,7 +113,9 @@ def convert_to_lora(model: PeftModel) -> PeftModel:
             lora.add_adapter(name, config)
         set_peft_model_state_dict(lora, state, adapter_name=name)
     assert lora is not None
-    lora.base_model.set_adapter(active)
+    lora.set_adapter(active[0], inference_mode=not trainable)
+    if len(active) > 1:
+        lora.base_model.set_adapter(active, inference_mode=not trainable)
     return lora.train(training)
 
 

@@ -65,6 +65,7 @@ class MultiLoraConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.rank_pattern, self.alpha_pattern = self.rank_pattern or {}, self.alpha_pattern or {}
         self.peft_type = add_peft_type()
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
@@ -81,6 +82,11 @@ class MultiLoraConfig(PeftConfig):
                 yield f"{name} is {value!r}, expected a whole number of at least 1"
         if self.scaling not in ("vector", "scalar"):
             yield f"scaling is {self.scaling!r}, expected 'vector' or 'scalar'"
+        numbers = {"lora_dropout": self.lora_dropout, "lora_alpha": self.lora_alpha or 0}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                yield f"{name} is {value!r}, expected a number"
+                return
         if not 0 <= self.lora_dropout < 1:
             yield f"lora_dropout is {self.lora_dropout!r}, expected a probability in [0, 1)"
         if self.lora_dropout and self.target_parameters:
@@ -92,8 +98,8 @@ class MultiLoraConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             yield "layers_pattern needs layers_to_transform"
         for name, rank in self.rank_pattern.items():
-            if rank < 1:
-                yield f"rank_pattern[{name!r}] is {rank!r}, expected at least 1"
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+                yield f"rank_pattern[{name!r}] is {rank!r}, expected a whole number of at least 1"
 
     def alpha_for(self, r: int, alpha: float | None = None) -> float:
         """The constant alpha of a module of rank `r`: its own `alpha`, else `lora_alpha`, else `r` itself."""

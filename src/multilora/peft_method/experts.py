@@ -2,7 +2,9 @@
 
 Today's MoE models keep all experts of a layer in stacked parameters, [experts, d_out, d_in], and multiply by them in
 ways of their own. So the parameter is replaced for the time of the forward by W + B_eff A, one product for the whole
-stack, whatever the module then does with it.
+stack, whatever the module then does with it. Two things follow: a second copy of the stack is kept until backward, and
+the sum is rounded to the stack's dtype, so that over a bfloat16 stack an update far below W's own rounding (scales near
+zero, early in training) hardly shows in the forward; its gradients do not pass through that rounding.
 """
 
 from __future__ import annotations

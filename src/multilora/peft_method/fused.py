@@ -10,7 +10,7 @@ again there.
                  dB = d_up * c s                       ds = c * sum over a branch's columns of d_up * B
 
 Where the base's own product is not ours to make (a quantised layer, hooks, a trained weight), its output comes in ready
-and only the branches are added.
+and only the branches are added. First derivatives only: differentiating the backward again raises.
 """
 
 from __future__ import annotations
@@ -24,18 +24,22 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.pytorch_utils import Conv1D
 
+from multilora.errors import AdapterError
 from multilora.functional import effective_up_projection
 
 
 def applies(x: Tensor) -> bool:
     """Whether the fused form may be used on this input; the plain form serves where it may not.
 
-    Not while compiling (the compiler fuses the plain form itself, and decides what to keep), not under functorch
-    transforms, and not on tensor subclasses (fake tensors, DTensor).
+    Not while compiling (the compiler fuses the plain form itself, and decides what to keep) or tracing, not under
+    functorch transforms or forward-mode differentiation, and not on tensor subclasses (fake tensors, DTensor) or the
+    meta device.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing():
         return False
-    return type(x) in (Tensor, nn.Parameter)
+    if type(x) not in (Tensor, nn.Parameter) or x.is_meta:
+        return False
+    return torch.autograd.forward_ad._current_level < 0
 
 
 def frozen_weight(base_layer: nn.Module, x: Tensor) -> Tensor | None:
@@ -54,8 +58,10 @@ def frozen_weight(base_layer: nn.Module, x: Tensor) -> Tensor | None:
     weight = cast(Tensor, base_layer.weight)
     if type(weight) not in (Tensor, nn.Parameter) or weight.requires_grad or not weight.dtype.is_floating_point:
         return None
+    if weight.device != x.device:
+        return None
     # A mismatch is the base's own error to raise, except under autocast, which casts.
-    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if weight.dtype != x.dtype and (weight.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type)):
         return None
     return weight.T if type(base_layer) is Conv1D else weight
 
@@ -72,14 +78,24 @@ def linear_with_branches(
         A, B, scale, c: see `multilora.functional`
         dropout: probability of zeroing an input feature of the branches; 0 for none
     """
-    apply: Callable[..., Tensor] = _WithBranches.apply
-    return apply(x, None, weight, bias, A, B, scale, c, dropout)
+    return _apply(x, None, weight, bias, A, B, scale, c, dropout)
 
 
 def add_branches(base: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: Tensor, c: float, *, dropout: float) -> Tensor:
     """base + D(x) A^T B_eff^T, for an output [..., d_out] of the base in the dtype of `x`; else as above."""
+    return _apply(x, base, None, None, A, B, scale, c, dropout)
+
+
+def _apply(x: Tensor, base: Tensor | None, *others: Any) -> Tensor:
+    A = others[2]
+    if A.device != x.device:
+        raise AdapterError(
+            f"the adapter's parameters are on {A.device}, the input on {x.device}; move the model as a whole"
+        )
     apply: Callable[..., Tensor] = _WithBranches.apply
-    return apply(x, base, None, None, A, B, scale, c, dropout)
+    # All casts are made in there.
+    with torch.autocast(x.device.type, enabled=False):
+        return apply(x, base, *others)
 
 
 class _Dropout:
@@ -94,7 +110,7 @@ class _Dropout:
         self.gain = 2**16 / (2**16 - self.dropped)
         if seed is None:
             # The seed comes from the CPU's generator: no wait for a device, and checkpointing restores it.
-            seed = int(torch.randint(2**62, ())) if self.dropped else 0
+            seed = int(torch.randint(2**62, (), device="cpu")) if self.dropped else 0
         self.seed = seed
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -139,35 +155,49 @@ class _WithBranches(torch.autograd.Function):
             else:
                 torch.addmm(bias.to(dtype), flat, weight.to(dtype).T, out=rows)
             rows.addmm_(h, up.T)
-        ctx.save_for_backward(x, h, weight, A, B, scale)
+        needs_x, _, _, _, needs_A, needs_B, needs_scale = ctx.needs_input_grad[:7]
+        ctx.save_for_backward(
+            x if needs_A else None,
+            h if needs_B or needs_scale else None,
+            weight if needs_x else None,
+            A if needs_x else None,
+            B,
+            scale,
+        )
         ctx.c, ctx.dropout, ctx.seed = c, dropout, drop.seed
+        ctx.shape, ctx.dtype = x.shape, dtype
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, h, weight, A, B, scale = ctx.saved_tensors
-        needs_x, needs_base, _, needs_bias, needs_A, needs_B, needs_scale = ctx.needs_input_grad[:7]
-        g = grad.reshape(-1, grad.shape[-1])
-        drop = _Dropout(ctx.dropout, ctx.seed)
-        d_x = d_A = d_B = d_scale = None
-        if needs_x or needs_A:
-            d_h = g @ effective_up_projection(B, scale, ctx.c).to(x.dtype)
-        if needs_A:
-            d_A = (d_h.T @ drop(x.reshape(-1, x.shape[-1]))).to(A.dtype)
-            d_A = d_A.mul_(drop.gain) if drop.dropped else d_A
-        if needs_x:
-            d_x = _input_gradient(g, weight, d_h, _down(A, drop, x.dtype), drop).view(x.shape)
-        if needs_B or needs_scale:
-            n = scale.shape[-1]
-            d_up = (g.T @ h).to(B.dtype).view(B.shape[0], n, -1)
-            if needs_B:
-                d_B = (d_up * (ctx.c * scale).unsqueeze(-1)).view(B.shape)
-            if needs_scale:
-                d_scale = ctx.c * (d_up * B.view(d_up.shape)).sum(-1)
-                d_scale = d_scale if scale.dim() == 2 else d_scale.sum(0)
-        d_bias = g.sum(0) if needs_bias else None
-        return d_x, grad if needs_base else None, None, d_bias, d_A, d_B, d_scale, None, None
+        with torch.autocast(grad.device.type, enabled=False):
+            return _backward(ctx, grad)
+
+
+def _backward(ctx: Any, grad: Tensor) -> Any:
+    x, h, weight, A, B, scale = ctx.saved_tensors
+    needs_x, needs_base, _, needs_bias, needs_A, needs_B, needs_scale = ctx.needs_input_grad[:7]
+    g = grad.reshape(-1, grad.shape[-1])
+    drop = _Dropout(ctx.dropout, ctx.seed)
+    d_x = d_A = d_B = d_scale = None
+    if needs_x or needs_A:
+        d_h = g @ effective_up_projection(B, scale, ctx.c).to(ctx.dtype)
+    if needs_A:
+        d_A = (d_h.T @ drop(x.reshape(-1, x.shape[-1]))).to(torch.promote_types(B.dtype, ctx.dtype))
+        d_A = d_A.mul_(drop.gain) if drop.dropped else d_A
+    if needs_x:
+        d_x = _input_gradient(g, weight, d_h, _down(A, drop, ctx.dtype), drop).view(ctx.shape)
+    if needs_B or needs_scale:
+        n = scale.shape[-1]
+        d_up = (g.T @ h).to(B.dtype).view(B.shape[0], n, -1)
+        if needs_B:
+            d_B = (d_up * (ctx.c * scale).unsqueeze(-1)).view(B.shape)
+        if needs_scale:
+            d_scale = ctx.c * (d_up * B.view(d_up.shape)).sum(-1)
+            d_scale = d_scale if scale.dim() == 2 else d_scale.sum(0)
+    d_bias = g.sum(0) if needs_bias else None
+    return d_x, grad if needs_base else None, None, d_bias, d_A, d_B, d_scale, None, None
 
 
 def _down(A: Tensor, drop: _Dropout, dtype: torch.dtype) -> Tensor:

@@ -19,6 +19,21 @@ from multilora.peft_method._register import in_out_features
 from multilora.peft_method.config import MultiLoraConfig
 
 
+class AdapterParameters(nn.ParameterDict):
+    """Adapter name -> parameter, read by calling it, so that hooks on modules see the use: accelerate's offloading
+    brings a module's parameters in before its call, and other wrappers work likewise."""
+
+    def __call__(self, adapter_name: str) -> Tensor:
+        """The parameter of an adapter."""
+        found: Tensor = nn.Module.__call__(self, adapter_name)
+        return found
+
+    def forward(self, adapter_name: str) -> Tensor:
+        """See `__call__`."""
+        parameter: Tensor = self[adapter_name]
+        return parameter
+
+
 class MultiLoraLayer(BaseTunerLayer):
     """The parameters of every adapter on one matrix or stack of matrices, and the weight update they stand for.
 
@@ -41,9 +56,9 @@ class MultiLoraLayer(BaseTunerLayer):
         self.num_branches: dict[str, int] = {}
         self.scaling_constant: dict[str, float] = {}
         self.multilora_dropout = nn.ModuleDict({})
-        self.multilora_A = nn.ParameterDict({})
-        self.multilora_B = nn.ParameterDict({})
-        self.multilora_scale = nn.ParameterDict({})
+        self.multilora_A = AdapterParameters({})
+        self.multilora_B = AdapterParameters({})
+        self.multilora_scale = AdapterParameters({})
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
 
@@ -85,14 +100,19 @@ class MultiLoraLayer(BaseTunerLayer):
         if not init_weights:
             nn.init.uniform_(scale, -1.0, 1.0)
 
+    def branches(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor, float]:
+        """(A, B, scale, c) of an adapter, as `multilora.functional` takes them."""
+        A, B, scale = (getattr(self, part)(adapter_name) for part in self.adapter_layer_names)
+        return A, B, scale, self.scaling_constant[adapter_name]
+
     def effective_factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """(A [..., n*r, d_in], B_eff [..., d_out, n*r]): the factors of a LoRA of rank n*r and factor 1."""
-        up = functional.effective_up_projection(
-            self.multilora_B[adapter_name],
-            self.multilora_scale[adapter_name],
-            self.scaling_constant[adapter_name],
-        )
-        return self.multilora_A[adapter_name], up
+        """(A [..., n*r, d_in], B_eff [..., d_out, n*r]): the factors of a LoRA of rank n*r and factor 1.
+
+        In the parameters' dtype, at least float32.
+        """
+        A, B, scale, c = self.branches(adapter_name)
+        dtype = torch.promote_types(A.dtype, torch.float32)
+        return A.to(dtype), functional.effective_up_projection(B.to(dtype), scale.to(dtype), c)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Delta W in the layout of the base weight: [..., d_out, d_in], or its transpose if `transposed`.
@@ -102,12 +122,7 @@ class MultiLoraLayer(BaseTunerLayer):
         """
         if adapter not in self.multilora_A:
             raise AdapterError(f"no adapter {adapter!r} on this layer; it has {sorted(self.multilora_A)}")
-        delta = functional.delta_weight(
-            self.multilora_A[adapter],
-            self.multilora_B[adapter],
-            self.multilora_scale[adapter],
-            self.scaling_constant[adapter],
-        )
+        delta = functional.delta_weight(*self.branches(adapter))
         return delta.mT if self.transposed else delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -119,23 +134,23 @@ class MultiLoraLayer(BaseTunerLayer):
 
         Raises:
             AdapterError: `safe_merge` met a non-finite number, or the base is quantised in a way that cannot be
-                merged into; the base is unchanged.
+                merged into; this layer's base is unchanged.
         """
         backend = self.quantization_backend
         if backend is not None and not backend.supports_merge:
             raise AdapterError(
                 f"a {backend.backend_name} layer cannot be merged into; export the adapter as a plain LoRA instead"
             )
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name not in self.multilora_A:
-                continue
-            merged = self._shifted_base_weight(name, +1)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise AdapterError(
-                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken; "
-                    "the base was left as it was"
-                )
-            self.set_base_weight(merged)
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.multilora_A]
+        if safe_merge:  # all of them before the first is written
+            for name in names:
+                if not torch.isfinite(self._shifted_base_weight(name, +1)).all():
+                    raise AdapterError(
+                        f"NaNs detected in the merged weights. The adapter {name} seems to be broken; "
+                        "this layer's base was left as it was (unmerge_adapter undoes the layers before it)"
+                    )
+        for name in names:
+            self.set_base_weight(self._shifted_base_weight(name, +1))
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
@@ -153,7 +168,8 @@ class MultiLoraLayer(BaseTunerLayer):
         base = self.get_base_weight()
         # Summed in float32 or better and rounded once, so that a bfloat16 base gets the nearest merged weight.
         delta = self.get_delta_weight(adapter_name).to(base.device)
-        return (base.to(delta.dtype) + sign * delta).to(base.dtype)
+        dtype = torch.promote_types(base.dtype, delta.dtype)
+        return (base.to(dtype) + sign * delta.to(dtype)).to(base.dtype)
 
 
 class MultiLoraLinear(nn.Module, MultiLoraLayer):
@@ -186,22 +202,21 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
             self.unmerge()
         if adapter_names is not None and not self.disable_adapters:
             return self._mixed_batch_forward(x, adapter_names, *args, **kwargs)
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, for the base and for the branches
         names = [name for name in self.active_adapters if name in self.multilora_A]
         if self.disable_adapters or self.merged or not names:
             return cast(Tensor, self.base_layer(x, *args, **kwargs))
         first, *others = names
-        weight = fused.frozen_weight(self.base_layer, x) if fused.applies(x) and not (args or kwargs) else None
+        low = _as_autocast_would(x)  # once, for the base and for the branches
+        weight = fused.frozen_weight(self.base_layer, low) if fused.applies(x) and not (args or kwargs) else None
         if weight is not None:
             bias = cast("Tensor | None", self.base_layer.bias)
-            result = fused.linear_with_branches(x, weight, bias, *self._branches(first), dropout=self._dropout(first))
+            result = fused.linear_with_branches(low, weight, bias, *self.branches(first), dropout=self._dropout(first))
         else:
             others = names
             self._check_base_has_backward(x)
             result = self.base_layer(x, *args, **kwargs)
         for name in others:
-            result = self._add_branches(result, x, name)
+            result = self._add_branches(result, low, name)
         return result
 
     def _check_base_has_backward(self, x: Tensor) -> None:
@@ -214,19 +229,17 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
                 "backward; load the base anew to train, and evaluate afterwards"
             )
 
-    def _branches(self, name: str) -> tuple[Tensor, Tensor, Tensor, float]:
-        A, B, scale = (getattr(self, part)[name] for part in self.adapter_layer_names)
-        return A, B, scale, self.scaling_constant[name]
-
     def _dropout(self, name: str) -> float:
         """The probability in force: 0 outside training."""
         dropout = self.multilora_dropout[name]
         return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
     def _add_branches(self, result: Tensor, x: Tensor, name: str) -> Tensor:
-        if fused.applies(x) and result.dtype == x.dtype:
-            return fused.add_branches(result, x, *self._branches(name), dropout=self._dropout(name))
-        A, up = self.effective_factors(name)
+        A, B, scale, c = self.branches(name)
+        fits = result.dtype == x.dtype and result.shape == (*x.shape[:-1], self.out_features)
+        if fused.applies(x) and fits:
+            return fused.add_branches(result, x, A, B, scale, c, dropout=self._dropout(name))
+        up = functional.effective_up_projection(B, scale, c)
         return result + functional.low_rank_forward(self.multilora_dropout[name](x), A, up).to(result.dtype)
 
     def _mixed_batch_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
@@ -259,3 +272,11 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
 
     def __repr__(self) -> str:
         return "multilora." + super().__repr__()
+
+
+def _as_autocast_would(x: Tensor) -> Tensor:
+    """x in the autocast dtype where autocast is on; it leaves float64 alone."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 SCALE = ".multilora_scale."
-UP = (".multilora_B.", ".lora_B.")
+UP = (".multilora_B.", ".lora_B.", ".lora_embedding_B.")
 
 
 def kind_of(name: str) -> str:
@@ -33,7 +33,8 @@ def split_groups(optimizer: Optimizer, model: nn.Module, *, scale_factor: float,
         up_factor: learning rate of the up-projections B over that of their group (LoRA+, arXiv 2402.12354)
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    factors = {"scale": scale_factor, "up": up_factor, "other": 1.0}
+    # The first group's rate is the one that transformers logs.
+    factors = {"other": 1.0, "up": up_factor, "scale": scale_factor}
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         for kind, factor in factors.items():
