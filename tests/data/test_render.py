@@ -72,18 +72,8 @@ def characters():
 
 MAKERS = {"byte-level BPE": make_tokenizer, "unigram": unigram, "wordpiece": wordpiece, "characters": characters}
 TOKENIZERS = {name: make() for name, make in MAKERS.items()}
-texts = st.lists(
-    st.sampled_from(
-        ["yes", "no", "one", "two", "three", "the", "answer", "apple", "banana?", "is", "it,", "Yes", "then."]
-    ),
-    min_size=1,
-    max_size=8,
-).map(" ".join)
-
-
-@pytest.fixture(params=TOKENIZERS)
-def tokenizer_name(request):
-    return request.param
+WORDS = ["yes", "no", "one", "two", "three", "the", "answer", "apple", "banana?", "is", "it,", "Yes", "then."]
+texts = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join)
 
 
 def squeezed(text):
@@ -97,7 +87,7 @@ def squeezed(text):
 def test_one_beginning_one_end_and_the_response_in_between(name, prompt, response, other, template):
     tokenizer = TOKENIZERS[name]
     renderer = Renderer(tokenizer, template)
-    prefix, said = renderer.example_pieces(prompt, response)
+    ((prefix, said),) = renderer.example_pieces([prompt], [response])
     ids = prefix.ids + said.ids
     assert (prefix.trained, said.trained) == (False, True)
     assert ids.index(tokenizer.bos_token_id) == 0
@@ -105,7 +95,10 @@ def test_one_beginning_one_end_and_the_response_in_between(name, prompt, respons
     assert ids.index(tokenizer.eos_token_id) == len(ids) - 1
     assert tokenizer.unk_token_id not in said.ids
     # The prompt is the same whatever follows it: generation starts from it.
-    assert renderer.example_pieces(prompt, other)[0] == prefix
+    both = renderer.example_pieces([prompt, prompt], [response, other])
+    assert both[0] == [prefix, said]
+    assert both[1][0] == prefix
+    assert said.ids == renderer.response_ids(response) + renderer.closing_ids()
     assert prefix.ids == renderer.prefix_ids(prompt)
     decoded = tokenizer.decode(said.ids, skip_special_tokens=True)
     assert squeezed(decoded) == squeezed(response)
@@ -155,7 +148,7 @@ def test_of_a_chat_every_assistant_turn_is_trained_on_and_nothing_else(template,
         assert ("" if template is INST else "<s>") + whole.rstrip() == text
     # A single turn is what a prompt and its response become.
     single = renderer.chat_pieces([{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}])
-    assert single == renderer.example_pieces("one", "two")
+    assert single == renderer.example_pieces(["one"], ["two"])[0]
 
 
 def test_a_template_that_changes_earlier_turns_is_refused():

@@ -101,9 +101,18 @@ class Renderer:
         """Token ids that end a response: EOS, or the chat template's end of turn."""
         return self._ids(self.closing)
 
-    def example_pieces(self, prompt: str, response: str) -> list[Piece]:
-        """Prefix and response."""
-        return [Piece(self.prefix_ids(prompt), False), Piece(self.response_ids(response) + self.closing_ids(), True)]
+    def example_pieces(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[Piece]]:
+        """Prefix and response of each example; the tokenizer is called once for all, which is several times faster."""
+        if not prompts:
+            return []
+        prefixes = self.tokenizer([self.prefix_text(prompt) for prompt in prompts], add_special_tokens=False)
+        distinct = list(dict.fromkeys(responses))  # answers to choices repeat
+        closing = self.closing_ids()
+        said = dict(zip(distinct, self._continuations([self.head + text for text in distinct]), strict=True))
+        return [
+            [Piece(self._with_bos(prefix), False), Piece(said[response] + closing, True)]
+            for prefix, response in zip(prefixes["input_ids"], responses, strict=True)
+        ]
 
     def chat_pieces(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[Piece]:
         """The turns of a chat; what an assistant says and the end of its turn is trained on.
@@ -184,10 +193,16 @@ class Renderer:
         return ids
 
     def _continuation(self, text: str) -> list[int]:
-        """Ids of a text that stands behind other text; merges across the border are left out."""
-        together = self._ids(self.context + text)
+        return self._continuations([text])[0]
+
+    def _continuations(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts that stand behind other text; merges across the border are left out."""
         size = len(self._context_ids)
-        return together[size:] if together[:size] == self._context_ids else self._ids(text)
+        together = self.tokenizer([self.context + text for text in texts], add_special_tokens=False)["input_ids"]
+        return [
+            ids[size:] if ids[:size] == self._context_ids else self._ids(text)
+            for ids, text in zip(together, texts, strict=True)
+        ]
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         bos = self.tokenizer.bos_token_id

@@ -129,9 +129,8 @@ class _Tokenizer:
             name: [] for name in ("input_ids", "spans", "length", "trained_tokens", "state", "example")
         }
         bos = self.renderer.tokenizer.bos_token_id
-        for place, position in enumerate(positions):
-            example = {key: values[place] for key, values in batch.items()}
-            fitted = fit_pieces(self._pieces(example, position), self.options, bos)
+        for position, pieces in zip(positions, self._pieces(batch, positions), strict=True):
+            fitted = fit_pieces(pieces, self.options, bos)
             if fitted is None:
                 continue
             pieces, state = fitted
@@ -140,20 +139,28 @@ class _Tokenizer:
                 rows[key].append(value)
         return rows
 
-    def _pieces(self, example: dict[str, Any], position: int) -> list[Piece]:
-        where = f"task {self.name!r}, example {position}"
-        if example.get("messages"):
-            try:
-                tools = json.loads(example["tools"]) if example.get("tools") else []
-                return self.renderer.chat_pieces(json.loads(example["messages"]), tools)
-            except DataError as error:
-                raise DataError(f"{where}: {error}") from None
-        if not example["response"].strip():
-            raise DataError(
-                f"{where}: the response is empty, so no token would be trained on; remove the record or mend its "
-                "template"
-            )
-        return self.renderer.example_pieces(example["prompt"], example["response"])
+    def _pieces(self, batch: dict[str, list[Any]], positions: list[int]) -> list[list[Piece]]:
+        chats = batch.get("messages") or [""] * len(positions)
+        tools = batch.get("tools") or [""] * len(positions)
+        plain = [place for place, chat in enumerate(chats) if not chat]
+        for place in plain:
+            if not batch["response"][place].strip():
+                raise DataError(
+                    f"task {self.name!r}, example {positions[place]}: the response is empty, so no token would be "
+                    "trained on; remove the record or mend its template"
+                )
+        made = self.renderer.example_pieces(
+            [batch["prompt"][place] for place in plain], [batch["response"][place] for place in plain]
+        )
+        pieces = dict(zip(plain, made, strict=True))
+        for place, chat in enumerate(chats):
+            if chat:
+                try:
+                    described = json.loads(tools[place]) if tools[place] else []
+                    pieces[place] = self.renderer.chat_pieces(json.loads(chat), described)
+                except DataError as error:
+                    raise DataError(f"task {self.name!r}, example {positions[place]}: {error}") from None
+        return [pieces[place] for place in range(len(positions))]
 
 
 def tokenize_task(
