@@ -43,7 +43,8 @@ class DataError(InputError):
 class RecordError(DataError):
     """One record cannot become an example; `reason` is the short label under which such records are counted."""
 
-    def __init__(self, message: str, reason: str) -> None:
+    # A default, so that the error can be sent from one process to another.
+    def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
 

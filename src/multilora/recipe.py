@@ -104,7 +104,7 @@ class TaskSection(Section):
         description="own data: the possible responses; with `question` a list field's name, or a template per choice",
     )
     metric: Literal["accuracy", "f1_macro", "exact_match", "token_f1", "none"] | None = Field(
-        None, description="own data: how to score; the README and docs/data_flow.md say what each is"
+        None, description="own data: how to score; docs/data_flow.md says what each is"
     )
 
     @field_validator("choices", mode="before")

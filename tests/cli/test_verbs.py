@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -60,8 +61,6 @@ def test_a_run_is_readable(recipe_file, recipe, monkeypatch, capsys):
     code, out, _ = run_cli(monkeypatch, capsys, "train", recipe_file)
     assert code == 0
     assert "next: multilora eval" in out
-    from pathlib import Path
-
     run = Path(recipe["output_dir"])
     resolved = yaml.safe_load((run / "recipe.yaml").read_text())
     assert Path(resolved["tasks"][0]["path"]).is_absolute()
@@ -73,6 +72,19 @@ def test_a_run_is_readable(recipe_file, recipe, monkeypatch, capsys):
     import pyarrow.feather
 
     assert len(pyarrow.feather.read_table(run / "plan" / "plan.arrow")) == 16
+
+
+def test_every_metric_of_a_task_is_shown(recipe_file, recipe, monkeypatch, capsys):
+    code, _, _ = run_cli(monkeypatch, capsys, "train", recipe_file, "--set", "tasks.0.metric=f1_macro")
+    assert code == 0
+    code, out, _ = run_cli(monkeypatch, capsys, "eval", recipe["output_dir"])
+    assert code == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in out.splitlines() if "│" in line]
+    assert [row[:2] for row in rows] == [["even", "f1_macro"], ["", "accuracy"], ["echo", "exact_match"]]
+    run_cli(monkeypatch, capsys, "eval", recipe["output_dir"], "--json")
+    scores = json.loads((Path(recipe["output_dir"]) / "eval.json").read_text())["after"]["even"]
+    assert list(scores["metrics"]) == ["f1_macro", "accuracy"]
+    assert scores["value"] == scores["metrics"]["f1_macro"]
 
 
 def test_plan_shows_the_mixture_and_trains_nothing(recipe_file, recipe, tmp_path, monkeypatch, capsys):
