@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,18 @@ def randomise(model: Any, adapter_name: str = "default", seed: int = 1) -> None:
         for name, parameter in model.named_parameters():
             if "multilora_scale" in name and name.endswith(adapter_name):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests build goes into a cache of their own, also in the processes that they start."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("datasets-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        patch.setenv("HF_DATASETS_CACHE", str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")

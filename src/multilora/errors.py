@@ -4,6 +4,7 @@
     ├── InputError (also a ValueError)   the caller can mend it; the command line exits with 2
     │   ├── RecipeError                  a recipe, with every problem found in it
     │   ├── DataError                    a data file, an example, a template
+    │   │   └── RecordError              one record of a source; `on_error: drop` leaves it out and counts it
     │   ├── AdapterError                 an adapter's options, target modules or checkpoint
     │   └── RunDirectoryError            a run directory that is taken, missing or incomplete
     └── RunError (also a RuntimeError)   it failed while running; the command line exits with 1
@@ -37,6 +38,15 @@ class RecipeError(InputError):
 
 class DataError(InputError):
     """A data file or an example cannot be used."""
+
+
+class RecordError(DataError):
+    """One record cannot become an example; `reason` is the short label under which such records are counted."""
+
+    # A default, so that the error can be sent from one process to another.
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class AdapterError(InputError):

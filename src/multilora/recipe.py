@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from multilora.errors import InputError, RecipeError, nearest
 
 HUB_PREFIX = "hub:"
+_HUB_NAME = re.compile(re.escape(HUB_PREFIX) + r"[\w.-]+(/[\w.-]+)?(:[\w. -]+)?")
 
 
 class Section(BaseModel):
@@ -55,25 +57,72 @@ class AdapterSection(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+# The forms of a user's own data: the keys that tell each, and those that it cannot do without.
+FORMS: dict[str, tuple[str, ...]] = {
+    "text": ("prompt", "response"),
+    "chat": ("messages", "tools"),
+    "question": ("question", "answer"),
+}
+FORM_NEEDS: dict[str, tuple[str, ...]] = {
+    "text": ("prompt", "response"),
+    "chat": ("messages",),
+    "question": ("question", "choices", "answer"),
+}
+OWN_DATA = ("prompt", "response", "messages", "tools", "question", "answer", "choices", "metric")
+
+
 class TaskSection(Section):
-    """One task of the mixture; `multilora tasks` lists the built-in names, any other name is your own data."""
+    """One task of the mixture; `multilora tasks` lists the built-in names, any other name is your own data.
+
+    Your own data has one of three forms: `prompt` and `response` (with `choices`, if the response is one of few);
+    `messages` (and `tools`); `question`, `choices` and `answer`.
+    """
 
     name: str
-    path: str | None = Field(None, description="folder or file, or hub:owner/name; built-in tasks have a default")
+    path: str | None = Field(
+        None, description="folder or file, or hub:owner/name[:config]; built-in tasks have a default"
+    )
     eval_path: str | None = Field(None, description="file with the evaluation examples, where `path` is a file")
+    split: str | None = Field(None, min_length=1, description="training split of a hub dataset, or file in a folder")
+    eval_split: str | None = Field(None, min_length=1, description="the same for evaluation")
     weight: float | None = Field(None, gt=0, description="share of the mixture, with `strategy: weights`")
     max_examples: int | None = Field(None, ge=1, description="use at most so many training examples")
     holdout: float = Field(0.1, gt=0, lt=1, description="fraction held out for evaluation, if there is no such split")
+    on_error: Literal["raise", "drop"] = Field(
+        "raise", description="a record that cannot be used: an error, or left out and counted"
+    )
     prompt: str | None = Field(None, description="own data: Jinja2 template of the prompt")
     response: str | None = Field(None, description="own data: Jinja2 template of the response")
-    choices: list[str] | None = Field(None, min_length=2, description="own data: the possible responses")
-    metric: Literal["accuracy", "exact_match", "none"] | None = Field(None, description="own data: how to score")
+    messages: str | None = Field(None, min_length=1, description="own data: field with a chat's messages")
+    tools: str | None = Field(None, min_length=1, description="own data: field with the descriptions of its tools")
+    question: str | None = Field(None, description="own data: Jinja2 template of a multiple-choice question")
+    answer: str | None = Field(
+        None, description="own data: Jinja2 template of the right choice's place (from 0), letter or text"
+    )
+    choices: list[str] | str | None = Field(
+        None,
+        description="own data: the possible responses; with `question` a list field's name, or a template per choice",
+    )
+    metric: Literal["accuracy", "f1_macro", "exact_match", "token_f1", "none"] | None = Field(
+        None, description="own data: how to score; docs/data_flow.md says what each is"
+    )
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _texts_or_a_name(cls, value: Any) -> Any:
+        """One message for both types, in place of one for each."""
+        if value is None or (isinstance(value, str) and value):
+            return value
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError("expected a list of texts (quote yes, no and numbers), or the name of a list field")
+        if len(value) < 2:
+            raise ValueError("a choice list needs at least two choices")
+        return value
 
     @property
     def template_fields(self) -> dict[str, Any]:
         """The keys that only a user's own data takes, where they are set."""
-        names = ("prompt", "response", "choices", "metric")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in OWN_DATA if getattr(self, name) is not None}
 
 
 class MixtureSection(Section):
@@ -338,32 +387,95 @@ def _check_model(section: ModelSection) -> Iterator[str]:
 
 
 def _check_task(number: int, section: TaskSection) -> Iterator[str]:
-    from multilora.tasks import BUILT_IN
+    from multilora.tasks import BUILT_IN, built_in
 
     where = f"tasks.{number} ({section.name})"
+    yield from _check_places(where, section)
+    if built_in(section.name):
+        if section.name.startswith("nano/"):
+            if section.path is not None:
+                yield f"{where}: path: this task is generated, it reads no files; leave path out"
+            if section.on_error != "raise":
+                yield f"{where}: on_error: this task is generated, it has no bad records; leave on_error out"
+        for key in section.template_fields:
+            yield f"{where}: {key} is for your own data; the built-in task {section.name!r} brings its own"
+        return
+    used = [form for form, keys in FORMS.items() if any(getattr(section, key) is not None for key in keys)]
+    if len(used) > 1:
+        given = [key for keys in FORMS.values() for key in keys if getattr(section, key) is not None]
+        yield (
+            f"{where}: {', '.join(given)} belong to different forms of data; use one of: "
+            f"{'; '.join(', '.join(keys) for keys in FORM_NEEDS.values())}"
+        )
+    if not used:
+        missing = [key for key in ("path", "prompt", "response") if getattr(section, key) is None]
+        yield (
+            f"{where}: not a built-in task{nearest(section.name, BUILT_IN)}, so it needs {', '.join(missing)} "
+            "(or messages; or question, choices, answer; `multilora tasks` lists the built-in ones)"
+        )
+    if len(used) != 1:
+        return
+    needed = FORM_NEEDS[used[0]]
+    missing = [key for key in ("path", *needed) if getattr(section, key) is None]
+    if missing:
+        yield (
+            f"{where}: not a built-in task{nearest(section.name, BUILT_IN)}, so it needs {', '.join(missing)} "
+            "(`multilora tasks` lists the built-in ones)"
+        )
+    yield from _check_form(where, section, used[0])
+
+
+def _check_places(where: str, section: TaskSection) -> Iterator[str]:
+    """Paths and splits: do they exist, and do they go together?"""
     for key in ("path", "eval_path"):
         value = getattr(section, key)
-        if value is None or (value.startswith(HUB_PREFIX) and key == "path"):
+        if value is None:
+            continue
+        if value.startswith(HUB_PREFIX) and key == "path":
+            if not _HUB_NAME.fullmatch(value):
+                yield f"{where}: path: {value!r}, expected {HUB_PREFIX}owner/name or {HUB_PREFIX}owner/name:config"
             continue
         if not Path(value).expanduser().exists():
             yield (
                 f"{where}: {key}: no such file or folder: {value!r} (looked in {os.getcwd()}); "
                 f"for a dataset of the hub write {HUB_PREFIX}owner/name"
             )
-    if section.name in BUILT_IN:
-        if section.name.startswith("nano/") and section.path is not None:
-            yield f"{where}: path: this task is generated, it reads no files; leave path out"
-        for key in section.template_fields:
-            yield f"{where}: {key} is for your own data; the built-in task {section.name!r} brings its own"
+    local = section.path is not None and not section.path.startswith(HUB_PREFIX)
+    for key in ("split", "eval_split"):
+        if getattr(section, key) is None:
+            continue
+        if section.name.startswith("nano/"):
+            yield f"{where}: {key}: this task is generated and has its own splits; leave {key} out"
+        elif local and Path(section.path or "").expanduser().is_file():
+            yield f"{where}: {key}: path is a single file, which has no splits; use eval_path, or give its folder"
+    if section.eval_path is not None and section.eval_split is not None:
+        yield f"{where}: eval_path and eval_split both say where the evaluation examples are; use one of them"
+
+
+def _check_form(where: str, section: TaskSection, form: str) -> Iterator[str]:
+    """What does not go together within one form of a user's own data."""
+    metric, choices = section.metric, section.choices
+    if form == "chat":
+        if choices is not None:
+            yield f"{where}: choices do not go with messages; leave them out, or use question, choices and answer"
+        if metric not in (None, "none"):
+            yield f"{where}: metric {metric}: chats are scored by their loss; leave metric out or set it to none"
         return
-    missing = [key for key in ("path", "prompt", "response") if getattr(section, key) is None]
-    if missing:
+    if form == "question":
+        if metric not in (None, "accuracy", "none"):
+            yield f"{where}: metric {metric}: questions with choices are scored by accuracy; leave it out, or use none"
+        return
+    if isinstance(choices, str):
         yield (
-            f"{where}: not a built-in task{nearest(section.name, BUILT_IN)}, so it needs {', '.join(missing)} "
-            "(`multilora tasks` lists the built-in ones)"
+            f"{where}: choices {choices!r} names a field, which goes with question and answer; with prompt and "
+            "response list the possible responses"
         )
-    if section.metric == "accuracy" and section.choices is None:
-        yield f"{where}: metric accuracy scores choices; list them under `choices`, or use exact_match"
+    if isinstance(choices, list):
+        twice = sorted({choice for choice in choices if choices.count(choice) > 1})
+        if twice:
+            yield f"{where}: choices holds {', '.join(map(repr, twice))} more than once; give each once"
+    if metric in ("accuracy", "f1_macro") and choices is None:
+        yield f"{where}: metric {metric} scores choices; list them under `choices`, or use exact_match"
 
 
 def _check_names_and_weights(recipe: Recipe) -> Iterator[str]:

@@ -55,7 +55,7 @@ def no_examples(recipe):
 
 def no_trained_token(recipe):
     recipe["tasks"][1]["response"] = "{{ word[:0] }}"
-    return ["task 'echo'", "the response is empty, so no token would be trained on"]
+    return ["echo.jsonl, line 1: the response is empty, so no token would be trained on"]
 
 
 def matches_no_module(recipe):

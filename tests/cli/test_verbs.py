@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -60,8 +61,6 @@ def test_a_run_is_readable(recipe_file, recipe, monkeypatch, capsys):
     code, out, _ = run_cli(monkeypatch, capsys, "train", recipe_file)
     assert code == 0
     assert "next: multilora eval" in out
-    from pathlib import Path
-
     run = Path(recipe["output_dir"])
     resolved = yaml.safe_load((run / "recipe.yaml").read_text())
     assert Path(resolved["tasks"][0]["path"]).is_absolute()
@@ -75,6 +74,19 @@ def test_a_run_is_readable(recipe_file, recipe, monkeypatch, capsys):
     assert len(pyarrow.feather.read_table(run / "plan" / "plan.arrow")) == 16
 
 
+def test_every_metric_of_a_task_is_shown(recipe_file, recipe, monkeypatch, capsys):
+    code, _, _ = run_cli(monkeypatch, capsys, "train", recipe_file, "--set", "tasks.0.metric=f1_macro")
+    assert code == 0
+    code, out, _ = run_cli(monkeypatch, capsys, "eval", recipe["output_dir"])
+    assert code == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in out.splitlines() if "│" in line]
+    assert [row[:2] for row in rows] == [["even", "f1_macro"], ["", "accuracy"], ["echo", "exact_match"]]
+    run_cli(monkeypatch, capsys, "eval", recipe["output_dir"], "--json")
+    scores = json.loads((Path(recipe["output_dir"]) / "eval.json").read_text())["after"]["even"]
+    assert list(scores["metrics"]) == ["f1_macro", "accuracy"]
+    assert scores["value"] == scores["metrics"]["f1_macro"]
+
+
 def test_plan_shows_the_mixture_and_trains_nothing(recipe_file, recipe, tmp_path, monkeypatch, capsys):
     before = sorted(tmp_path.rglob("*"))
     code, out, _ = run_cli(monkeypatch, capsys, "plan", recipe_file)
@@ -85,8 +97,32 @@ def test_plan_shows_the_mixture_and_trains_nothing(recipe_file, recipe, tmp_path
     code, out, _ = run_cli(monkeypatch, capsys, "plan", recipe_file, "--json")
     plan = json.loads(out)
     assert [task["examples"] for task in plan["tasks"]] == [10, 6]
-    assert plan["examples"]["echo"]["trained"].endswith("</s>")
+    prefix, said = plan["examples"]["echo"]
+    assert (prefix["trained"], said["trained"]) == (False, True)
+    assert said["text"].endswith("</s>")
+    assert plan["cost"]["seconds"] > 0
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plan_shows_again_what_it_showed_until_something_changes(recipe_file, recipe, monkeypatch, capsys):
+    from multilora.training import run
+
+    def plan(*options):
+        code, out, _ = run_cli(monkeypatch, capsys, "plan", recipe_file, "--no-measure", "--json", *options)
+        assert code == 0
+        return json.loads(out)
+
+    first = plan()
+    made = []
+    monkeypatch.setattr(run, "prepare", lambda *a, prepare=run.prepare: made.append(1) or prepare(*a))
+    assert plan() == first
+    assert not made
+    assert plan("--set", "mixture.seed=1")["tasks"][0]["tokens"] != 0
+    assert len(made) == 1
+    with open(recipe["tasks"][1]["path"], "a", encoding="utf-8") as file:
+        file.write('{"word": "new", "twice": "new new"}\n')
+    assert plan() != first
+    assert len(made) == 2
 
 
 def test_importing_loads_neither_torch_nor_transformers():

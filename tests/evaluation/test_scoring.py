@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_gpt2, make_llama
+from conftest import make_gpt2, make_llama, write_jsonl
 
-from multilora.data.tokenize import Renderer
+from multilora.data.render import Renderer
 from multilora.errors import DataError
-from multilora.evaluation.metrics import mean_and_stderr
-from multilora.evaluation.run import _is_right, score_tasks
+from multilora.evaluation.choices import chosen
+from multilora.evaluation.run import evaluation_sets, score_tasks
 from multilora.evaluation.scoring import generate, log_likelihoods
-from multilora.recipe import EvaluationSection
-from multilora.tasks.base import Task, choice_example, free_example, to_dataset
+from multilora.recipe import EvaluationSection, Recipe
+from multilora.tasks.base import Task, chat_example, choice_example, free_example, to_dataset
 
 
 def ignore(*_, **__):
@@ -66,8 +69,8 @@ def test_generation_stops_at_the_stop_token(tokenizer):
 
 
 class Fixed(Task):
-    def __init__(self, name, metric, examples):
-        super().__init__(name, metric)
+    def __init__(self, name, kind, examples):
+        super().__init__(name, kind)
         self.examples = examples
 
     def load(self, split):
@@ -77,7 +80,7 @@ class Fixed(Task):
 def test_scores_of_a_task_with_choices(tokenizer):
     model, renderer = make_llama(), Renderer(tokenizer)
     examples = [choice_example(f"question {i}", ["yes", "no", "five"], i % 3) for i in range(12)]
-    task = Fixed("t", "accuracy", examples)
+    task = Fixed("t", "choice", examples)
     section = EvaluationSection(batch_size=5)
     score = score_tasks(model, renderer, {"t": (task, examples)}, section, 128, "scoring")["t"]
     right, loss, tokens = [], 0.0, 0
@@ -93,7 +96,9 @@ def test_scores_of_a_task_with_choices(tokenizer):
             if choice == example["response"]:
                 loss, tokens = loss - sum(picked), tokens + len(picked)
         right.append(max(range(3), key=sums.__getitem__) == example["labels"][0])
-    assert score.value == sum(right) / 12
+    p = sum(right) / 12
+    assert (score.metric, score.value, score.metrics) == ("accuracy", p, {"accuracy": p})
+    assert score.stderr == pytest.approx(math.sqrt(p * (1 - p) / 11))
     assert score.loss == pytest.approx(loss / tokens, rel=1e-4)
     assert (score.n, score.truncated, score.dropped) == (12, 0, 0)
 
@@ -101,7 +106,7 @@ def test_scores_of_a_task_with_choices(tokenizer):
 def test_truncated_and_dropped_are_counted(tokenizer):
     long = "one two three " * 30
     examples = [free_example("say", "x"), free_example(long, "x"), free_example("say", long)]
-    task = Fixed("t", "none", examples)
+    task = Fixed("t", "loss", examples)
     section = EvaluationSection()
     score = score_tasks(make_llama(), Renderer(tokenizer), {"t": (task, examples)}, section, 60, "scoring")["t"]
     assert (score.n, score.truncated, score.dropped) == (2, 1, 1)
@@ -117,7 +122,7 @@ def test_exact_match_compares_final_answers(tokenizer):
     )
     assert said.strip()
     examples = [free_example(prompt, "x", said.strip()), free_example(prompt, "x", "something else")]
-    task = Fixed("t", "exact_match", examples)
+    task = Fixed("t", "generate", examples)
     section = EvaluationSection(max_new_tokens=4)
     score = score_tasks(model, renderer, {"t": (task, examples)}, section, 128, "scoring")["t"]
     assert score.value == 0.5
@@ -127,8 +132,10 @@ def test_a_tie_is_not_right():
     """A model that says the same of every choice must not be right by the reference's place."""
     example = choice_example("q", ["a", "b"], 1)
     same = [torch.tensor([-1.0, -5.0]), torch.tensor([-1.0, -0.1])]
-    assert not _is_right(example, range(0, 2), same, closing=1)
-    assert _is_right(example, range(0, 2), [torch.tensor([-0.5, -5.0]), same[1]], closing=1)
+    assert chosen(example, same, closing=1) == "a"
+    assert chosen(example, [torch.tensor([-0.5, -5.0]), same[1]], closing=1) == "b"
+    both = choice_example("q", ["a", "b"], 1, also_right=[0])
+    assert chosen(both, same, closing=1) == "b"
 
 
 def test_a_choice_that_begins_another_does_not_always_win(tokenizer):
@@ -138,18 +145,18 @@ def test_a_choice_that_begins_another_does_not_always_win(tokenizer):
     with torch.no_grad():
         model.lm_head.weight.zero_()
     # Every token is equally likely, so with ends counted the shorter wins and a tie of beginnings is no way out.
-    task = Fixed("t", "accuracy", examples)
+    task = Fixed("t", "choice", examples)
     score = score_tasks(model, renderer, {"t": (task, examples)}, EvaluationSection(), 128, "scoring")["t"]
     assert score.value == 0.0
     same = [torch.tensor([-3.0, -0.1, -0.1]), torch.tensor([-3.0, -9.0])]
-    assert _is_right(examples[0], range(0, 2), same, closing=0)
+    assert chosen(examples[0], same, closing=0) == "one two"
 
 
 def test_a_prompt_is_not_cut_for_the_sake_of_generation(tokenizer):
     """Only the model's positions bound prompt and response together, not the training length."""
     model, renderer = make_llama(), Renderer(tokenizer)
     examples = [free_example("word " * 12, "x", "y")]
-    task = Fixed("t", "exact_match", examples)
+    task = Fixed("t", "generate", examples)
     section = EvaluationSection(max_new_tokens=60)
     score = score_tasks(model, renderer, {"t": (task, examples)}, section, 100, "scoring")["t"]
     assert score.truncated == 0
@@ -157,6 +164,48 @@ def test_a_prompt_is_not_cut_for_the_sake_of_generation(tokenizer):
         score_tasks(model, renderer, {"t": (task, examples)}, EvaluationSection(max_new_tokens=256), 100, "scoring")
 
 
-def test_mean_and_standard_error():
-    assert mean_and_stderr([True, False, True, True]) == (0.75, math.sqrt(0.75 * 0.25 / 3))
-    assert mean_and_stderr([True]) == (1.0, 0.0)
+def test_every_assistant_turn_of_a_chat_is_scored(tokenizer):
+    """Each turn after all that stands before it, as if scored alone."""
+
+    class ChatRenderer(Renderer):
+        def chat_pieces(self, messages, tools):
+            return [
+                SimpleNamespace(ids=self.response_ids(message["content"]), trained=message["role"] == "assistant")
+                for message in messages
+            ]
+
+    texts = [("user", "one two"), ("assistant", "three"), ("user", "four"), ("assistant", "five five")]
+    chat = [{"role": role, "content": text} for role, text in texts]
+    example = chat_example(json.dumps(chat))
+    model, renderer = make_llama(), ChatRenderer(tokenizer)
+    task = Fixed("t", "loss", [example])
+    score = score_tasks(model, renderer, {"t": (task, [example])}, EvaluationSection(), 128, "scoring")["t"]
+    assert (score.metric, score.value, score.stderr, score.metrics, score.n) == ("none", None, None, {}, 1)
+    ids, loss, tokens = [], 0.0, 0
+    for role, text in texts:
+        own = renderer.response_ids(text)
+        if role == "assistant":
+            with torch.no_grad():
+                logits = model(torch.tensor([ids + own])).logits[0].log_softmax(-1)
+            loss -= sum(float(logits[len(ids) + i - 1, token]) for i, token in enumerate(own))
+            tokens += len(own)
+        ids += own
+    assert score.loss == pytest.approx(loss / tokens, rel=1e-4)
+    short = score_tasks(model, renderer, {"t": (task, [example])}, EvaluationSection(), len(ids) - 1, "scoring")["t"]
+    assert (short.n, short.truncated) == (1, 1)
+
+
+def test_a_subset_takes_groups_whole(tmp_path):
+    """MultiRC is scored by questions: one that has lost candidates would be easier."""
+    questions = [
+        {"question": f"q{i}?", "idx": i, "answers": [{"text": f"a{j}", "label": j % 2} for j in range(3)]}
+        for i in range(8)
+    ]
+    record = {"idx": 0, "passage": {"text": "p", "questions": questions}}
+    for split in ("train", "val"):
+        write_jsonl(tmp_path / f"{split}.jsonl", [record])
+    recipe = Recipe.load({"model": "nano", "tasks": [{"name": "superglue/multirc", "path": str(tmp_path)}]})
+    for limit, kept in ((24, 24), (10, 9), (2, 3)):
+        _, examples = evaluation_sets(recipe, limit)["superglue/multirc"]
+        assert len(examples) == kept
+        assert all(count == 3 for count in Counter(example["group"] for example in examples).values())

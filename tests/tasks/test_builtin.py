@@ -6,6 +6,7 @@ import json
 
 import pytest
 from conftest import write_jsonl
+from datasets import Dataset
 
 from multilora.errors import DataError
 from multilora.recipe import TaskSection
@@ -44,14 +45,25 @@ SUPERGLUE = {
     ),
     "multirc": (
         {
+            "idx": 4,
             "passage": {
                 "text": "Ann ate.",
                 "questions": [
-                    {"question": "Who ate?", "answers": [{"text": "Ann", "label": 1}, {"text": "Bob", "label": 0}]}
+                    {
+                        "question": "Who ate?",
+                        "idx": 2,
+                        "answers": [{"text": "Ann", "label": 1}, {"text": "Bob", "label": 0}],
+                    }
                 ],
-            }
+            },
         },
-        {"paragraph": "Ann ate.", "question": "Who ate?", "answer": "Ann", "label": 1},
+        {
+            "paragraph": "Ann ate.",
+            "question": "Who ate?",
+            "answer": "Ann",
+            "label": 1,
+            "idx": {"paragraph": 4, "question": 2, "answer": 0},
+        },
         ["yes", "no"],
     ),
     "record": (
@@ -161,40 +173,22 @@ def test_alpaca_and_dolly(tmp_path):
     write_jsonl(tmp_path / "dolly.jsonl", dolly)
     task = make_task(TaskSection(name="dolly", path=str(tmp_path / "dolly.jsonl")))
     assert task.load("train")[0]["prompt"] == "Add.\n\n1 2"
-    assert task.metric == "none"
+    assert task.kind == "loss"
 
 
 def test_records_without_a_response_are_left_out_and_logged(tmp_path, caplog):
     records = [{"instruction": f"Add {i}.", "input": "", "output": "" if i == 1 else "3"} for i in range(6)]
     (tmp_path / "alpaca.json").write_text(json.dumps(records))
     section = TaskSection(name="alpaca", path=str(tmp_path / "alpaca.json"))
-    task = make_task(section)
-    assert len(task.load("train")) + len(task.load("eval")) == 5
-    assert "left out 1 records without a response" in caplog.text
-
-
-def test_null_is_not_the_word_none(tmp_path):
-    path = write_jsonl(tmp_path / "t.jsonl", [{"q": "a", "a": None}] * 3)
-    task = make_task(TaskSection(name="mine", path=str(path), prompt="{{ q }}", response="{{ a }}"))
-    with pytest.raises(DataError, match="line 1: the response template: a field it uses is null"):
-        task.load("train")
-
-
-def test_own_data_with_templates(tmp_path):
-    path = write_jsonl(tmp_path / "t.jsonl", [{"q": f"a{i}", "a": i} for i in range(4)])
-    section = TaskSection(name="mine", path=str(path), prompt="{{ q|upper }}?", response="{{ a + 1 }}", holdout=0.5)
-    task = make_task(section)
-    pairs = {(row["prompt"], row["response"]) for split in ("train", "eval") for row in task.load(split)}
-    assert pairs == {(f"A{i}?", str(i + 1)) for i in range(4)}
-    assert task.metric == "exact_match"
-
-
-def test_templates_are_sandboxed(tmp_path):
-    path = write_jsonl(tmp_path / "t.jsonl", [{"q": "a"}] * 3)
-    prompt = "{{ q.__class__.__mro__ }}"
-    task = make_task(TaskSection(name="mine", path=str(path), prompt=prompt, response="x"))
-    with pytest.raises(DataError, match="template"):
-        task.load("train")
+    dropped = {}
+    sizes = 0
+    for split in ("train", "eval"):
+        task = make_task(section)
+        sizes += len(task.load(split))
+        dropped.update(task.dropped)
+    assert sizes == 5
+    assert dropped == {"empty response": 1}
+    assert "left out 1 (empty response)" in caplog.text
 
 
 @pytest.mark.parametrize("family", [name for name in BUILT_IN if name.startswith("nano/")])
@@ -203,7 +197,7 @@ def test_generated_families(family):
     train, evaluation = task.load("train"), task.load("eval")
     assert not set(train["prompt"]) & set(evaluation["prompt"])
     row = evaluation[0]
-    if task.metric == "accuracy":
+    if task.kind == "choice":
         assert row["choices"][row["labels"][0]] == row["response"]
     else:
         assert task.final_answer(row["response"]) == row["answer"]
@@ -212,3 +206,120 @@ def test_generated_families(family):
 def test_every_built_in_task_can_be_made():
     for name in BUILT_IN:
         assert make_task(TaskSection(name=name)).name == name
+
+
+SUBJECTS = {"astronomy": 3, "world_religions": 2}
+
+
+def lay_out_mmlu(folder, auxiliary=False):
+    for part in ("dev", "val", "test"):
+        (folder / part).mkdir(parents=True)
+        for subject, count in SUBJECTS.items():
+            rows = [f'"{part} {subject}, {i}?",one,"two, 2",3,"four",{"ABCD"[i]}' for i in range(count)]
+            (folder / part / f"{subject}_{part}.csv").write_text("\n".join(rows) + "\n")
+    if auxiliary:
+        (folder / "auxiliary_train").mkdir()
+        (folder / "auxiliary_train" / "race.csv").write_text("Who?,a,b,c,d,D\n")
+
+
+@pytest.mark.parametrize("below", ["", "data"])
+def test_mmlu(below, tmp_path):
+    lay_out_mmlu(tmp_path / below)
+    task = make_task(TaskSection(name="mmlu", path=str(tmp_path)))
+    train, test = task.load("train"), task.load("eval")
+    assert (len(train), len(test)) == (10, 5)
+    assert test[4]["prompt"] == (
+        "The following are multiple choice questions (with answers) about world religions.\n\n"
+        "test world_religions, 1?\nA. one\nB. two, 2\nC. 3\nD. four\nAnswer:"
+    )
+    assert (test[4]["response"], test[4]["choices"], test[4]["group"]) == ("B", ["A", "B", "C", "D"], "world_religions")
+    said = ["A", "B", "A", "A", "A"]
+    score = task.score(test.to_list(), said)
+    assert score == {"accuracy": 0.6, "accuracy_over_subjects": pytest.approx((2 / 3 + 1 / 2) / 2)}
+
+
+def test_mmlu_with_its_auxiliary_training_data_and_by_subject(tmp_path):
+    lay_out_mmlu(tmp_path, auxiliary=True)
+    train = make_task(TaskSection(name="mmlu", path=str(tmp_path))).load("train")
+    assert len(train) == 11
+    assert train[0]["prompt"].startswith("The following are multiple choice questions (with answers).\n\nWho?\nA. a")
+    task = make_task(TaskSection(name="mmlu/astronomy", path=str(tmp_path)))
+    assert (len(task.load("train")), len(task.load("eval"))) == (6, 3)
+    assert list(task.score(task.load("eval").to_list(), ["A"] * 3)) == ["accuracy"]
+    with pytest.raises(DataError, match=r"no subject 'astronmy' \(did you mean 'astronomy'\?\)"):
+        make_task(TaskSection(name="mmlu/astronmy", path=str(tmp_path))).load("eval")
+
+
+def test_mmlu_in_wrong_layouts(tmp_path):
+    with pytest.raises(DataError, match="expected folders dev, val and test"):
+        make_task(TaskSection(name="mmlu", path=str(tmp_path))).load("train")
+    lay_out_mmlu(tmp_path)
+    path = tmp_path / "test" / "astronomy_test.csv"
+    path.write_text("Who?,a,b,c,d,A\nWho?,a,b,c,d,E\n")
+    with pytest.raises(DataError, match=r"astronomy_test.csv, line 2: answer 'E', expected a letter A to D or 0 to 3"):
+        make_task(TaskSection(name="mmlu", path=str(tmp_path))).load("eval")
+    path.write_text("Who?,a,b,c,A\n")
+    with pytest.raises(DataError, match="line 1: 5 columns, expected question, four choices and the letter"):
+        make_task(TaskSection(name="mmlu", path=str(tmp_path))).load("eval")
+
+
+STEM, TEXTS = "Why is ice cold?", ["because", "it is not", "no"]
+SCIENCE = "Why is ice cold?\nA. because\nB. it is not\nC. no\nAnswer:"
+
+
+def science_record(labels, key):
+    choices = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
+    return {"id": "x", "question": {"stem": STEM, "choices": choices}, "answerKey": key}
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "hub"),
+    [
+        ("arc/easy", ("ARC-Easy-Train.jsonl", "ARC-Easy-Test.jsonl"), {"question": STEM}),
+        ("arc/challenge", ("ARC-Challenge-Train.jsonl", "ARC-Challenge-Test.jsonl"), {"question": STEM}),
+        ("openbookqa", ("train.jsonl", "test.jsonl"), {"question_stem": STEM}),
+    ],
+)
+def test_science_questions(name, files, hub, tmp_path, monkeypatch):
+    records = [science_record("ABC", "B"), science_record("123", "2")]
+    write_jsonl(tmp_path / files[0], records)
+    task = make_task(TaskSection(name=name, path=str(tmp_path)))
+    with pytest.raises(DataError, match=f"expected a file '{files[1]}', found {files[0]}"):
+        task.load("eval")
+    write_jsonl(tmp_path / files[1], records[:1])
+    (first, second), (test,) = task.load("train"), task.load("eval")
+    assert first == second == test
+    assert (first["prompt"], first["response"], first["choices"]) == (SCIENCE, "B", ["A", "B", "C"])
+
+    row = {**hub, "choices": {"text": TEXTS, "label": ["A", "B", "C"]}, "answerKey": "B"}
+    asked = []
+
+    def load_dataset(*arguments, **options):
+        asked.append((*arguments, options["split"]))
+        return Dataset.from_list([row])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert make_task(TaskSection(name=name)).load("eval")[0] == first
+    config = {"arc/easy": "ARC-Easy", "arc/challenge": "ARC-Challenge", "openbookqa": "main"}[name]
+    assert asked[0][1:] == (config, "test")
+
+
+def test_an_answer_key_outside_the_labels(tmp_path):
+    write_jsonl(tmp_path / "ARC-Easy-Train.jsonl", [science_record("ABC", "D")])
+    with pytest.raises(DataError, match=r"answerKey 'D' is none of the labels \['A', 'B', 'C'\]"):
+        make_task(TaskSection(name="arc/easy", path=str(tmp_path))).load("train")
+
+
+def test_mmlu_of_the_hub(monkeypatch):
+    row = {"question": "Why?", "subject": "world_religions", "choices": ["a", "b", "c", "d"], "answer": 2}
+    asked = []
+
+    def load_dataset(*arguments, **options):
+        asked.append((*arguments, options["split"]))
+        return Dataset.from_list([row])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    (example,) = make_task(TaskSection(name="mmlu")).load("train")
+    make_task(TaskSection(name="mmlu/world_religions")).load("eval")
+    assert (example["response"], example["group"]) == ("C", "world_religions")
+    assert asked == [("cais/mmlu", "all", "dev+validation"), ("cais/mmlu", "world_religions", "test")]

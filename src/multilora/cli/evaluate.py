@@ -40,5 +40,8 @@ def evaluate(
                 f"{after.dropped:,}",
             ]
         )
+        for other in list(after.metrics)[1:]:
+            values = [f"{100 * score.metrics[other]:.1f}" for score in (before, after)]
+            rows.append(["", other, "", *values, "", "", "", ""])
     columns = ["task", "metric", "n", "before", "after", "loss before", "loss after", "truncated", "dropped"]
     table("score in percent ± standard error; loss in nats per response token", columns, rows)

@@ -13,14 +13,14 @@ Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="take two 
 
 def plan(recipe: RecipePath, overrides: Overrides = None, json: AsJson = False, measure: Measure = True) -> None:
     """Show what a recipe would train on: shares, tokens, steps, parameters, cost, one example per task."""
-    from multilora import plancache
+    from multilora.data import plan_cache
     from multilora.cli.show import show_json
 
-    key = plancache.cache_key(recipe, [*(overrides or ()), *([] if measure else ["output_dir=unmeasured"])])
-    shown = plancache.read(key)
+    key = plan_cache.cache_key(recipe, [*(overrides or ()), *([] if measure else ["output_dir=unmeasured"])])
+    shown = plan_cache.read(key)
     if shown is None:
         shown = _make(recipe, overrides or [], measure)
-        plancache.write(key, shown)
+        plan_cache.write(key, shown)
     if json:
         show_json(shown)
     else:

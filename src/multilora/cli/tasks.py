@@ -14,7 +14,7 @@ def tasks(json: AsJson = False) -> None:
         show_json({name: about for name, (_, _, about) in BUILT_IN.items()})
         return
     table(
-        "any other name is your own data: give path, prompt and response",
+        "any other name is your own data: path, and prompt and response, or messages, or question, choices and answer",
         ["task", "what it is"],
         [[name, about] for name, (_, _, about) in BUILT_IN.items()],
     )

@@ -280,7 +280,7 @@ def _tokenize_all(recipe: Recipe, renderer: Renderer, options: TokenizeOptions) 
                     renderer,
                     options,
                     num_proc=recipe.data.num_proc,
-                    dropped_in_source=getattr(task, "dropped", None),
+                    dropped_in_source=task.dropped,
                 )
             except DataError as error:
                 problems.append(str(error))

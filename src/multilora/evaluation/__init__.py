@@ -1,1 +1,1 @@
-"""Every task scored its own way: choices by log-likelihood, generated text by exact match, all by loss."""
+"""Every task scored its own way: choices by log-likelihood, generated text by its metric, all by loss."""

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from multilora.data.collate import pad_token_id
 from multilora.data.mixture import generator
 from multilora.data.render import Renderer
-from multilora.data.tokenize import fit
 from multilora.errors import DataError, RecipeError
-from multilora.evaluation.metrics import TaskScore, mean_and_stderr
+from multilora.evaluation.choices import chosen, one_begins_another
+from multilora.evaluation.metrics import TaskScore
+from multilora.evaluation.questions import prefixes_of, questions_of
 from multilora.evaluation.scoring import Advance, generate, log_likelihoods
+from multilora.evaluation.uncertainty import main_stderr
 from multilora.files import write_json
 from multilora.modeling import best_device
 from multilora.progress import progress
@@ -60,7 +63,7 @@ def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evalu
     if max_examples is not None:
         section = section.model_copy(update={"max_examples": max_examples})
     sets = evaluation_sets(recipe, section.max_examples)
-    renderer = Renderer(run.load_tokenizer())
+    renderer = Renderer(run.load_tokenizer(), recipe.data.template)
     device = best_device()
     # The base anew, not the adapted model with its adapter off: trained biases would stay on.
     base = run.load_base().to(device)
@@ -76,6 +79,8 @@ def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evalu
 def evaluation_sets(recipe: Recipe, max_examples: int) -> dict[str, tuple[Task, list[Example]]]:
     """The evaluation examples of every task: a fixed random subset of at most `max_examples`.
 
+    A task that is scored by groups is cut to whole groups: at least one, and as many as stay within `max_examples`.
+
     Raises:
         RecipeError: with one problem per task whose data cannot be used.
     """
@@ -89,12 +94,31 @@ def evaluation_sets(recipe: Recipe, max_examples: int) -> dict[str, tuple[Task, 
             problems.append(str(error))
             continue
         if len(dataset) > max_examples:
-            chosen = generator(0, "evaluation", section.name).permutation(len(dataset))[:max_examples]
-            dataset = dataset.select(np.sort(chosen))
+            rng = generator(0, "evaluation", section.name)
+            if task.whole_groups:
+                subset = _whole_groups(dataset["group"], max_examples, rng)
+            else:
+                subset = rng.permutation(len(dataset))[:max_examples]
+            dataset = dataset.select(np.sort(subset))
         sets[section.name] = (task, dataset.to_list())
     if problems:
         raise RecipeError(problems, "data")
     return sets
+
+
+def _whole_groups(groups: Sequence[str], limit: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Places of the examples of randomly drawn groups, at most `limit` unless the first group alone is larger."""
+    members: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        members.setdefault(group, []).append(place)
+    names = list(members)
+    places: list[int] = []
+    for number in rng.permutation(len(names)):
+        own = members[names[number]]
+        if places and len(places) + len(own) > limit:
+            break
+        places += own
+    return np.asarray(places, dtype=np.int64)
 
 
 def score_tasks(
@@ -119,7 +143,7 @@ def score_tasks(
     work = 0
     for task, examples in sets.values():
         work += sum(max(1, len(example["choices"])) for example in examples)
-        work += len(examples) if task.metric == "exact_match" else 0
+        work += len(examples) if task.kind == "generate" else 0
     scores = {}
     with progress(description, work) as advance:
         for name, (task, examples) in sets.items():
@@ -137,92 +161,58 @@ def _score_task(
     length: int,
     advance: Advance,
 ) -> TaskScore:
-    bos = renderer.tokenizer.bos_token_id
-    closing = renderer.closing_ids()
-    sequences: list[tuple[list[int], list[int]]] = []
-    spans: list[range] = []  # of each example's sequences; its reference response is the first
-    kept: list[Example] = []
-    truncated = 0
-    for example in examples:
-        prefix = renderer.prefix_ids(example["prompt"])
-        choices = example["choices"]
-        if choices:
-            gold = example["labels"][0]
-            responses = [choices[gold], *(c for i, c in enumerate(choices) if i != gold)]
-        else:
-            responses = [example["response"]]
-        start = len(sequences)
-        continuations = [renderer.response_ids(response) + closing for response in responses]
-        fitted = fit(prefix, max(continuations, key=len), length, bos)
-        if fitted is None:
-            advance(len(responses) + (task.metric == "exact_match"))
-            continue
-        kept.append(example)
-        truncated += len(fitted) < len(prefix)
-        sequences += [(fitted, continuation) for continuation in continuations]
-        spans.append(range(start, len(sequences)))
-    if not kept:
+    asked = questions_of(renderer, examples, length)
+    advance(sum(max(1, len(e["choices"])) for e in examples) - sum(len(q.sequences) for q in asked.questions))
+    if not asked.questions:
         raise DataError(
             f"task {task.name!r}: none of the {len(examples)} evaluation examples has a response that fits into "
             f"{length} tokens; raise data.max_length"
         )
     found = log_likelihoods(
         model,
-        sequences,
+        [sequence for question in asked.questions for sequence in question.sequences],
         pad=pad_token_id(renderer.tokenizer),
         batch_size=section.batch_size,
         advance=advance,
     )
-    total = sum(float(found[span.start].double().sum()) for span in spans)
-    tokens = sum(len(sequences[span.start][1]) for span in spans)
-    value: float | None = None
-    stderr: float | None = None
-    if task.metric == "accuracy":
-        right = []
-        for example, span in zip(kept, spans, strict=True):
-            texts_ids = [sequences[place][1][: -len(closing)] for place in span]
-            right.append(_is_right(example, span, found, 0 if _one_begins_another(texts_ids) else len(closing)))
-        value, stderr = mean_and_stderr(right)
-    elif task.metric == "exact_match":
-        room = (getattr(model.config, "max_position_embeddings", None) or 2**31) - section.max_new_tokens
-        prefixes = []
-        for span in spans:
-            prefix = sequences[span.start][0]
-            fitted = fit(prefix, [], room, bos)
-            if fitted is None:
-                raise DataError(
-                    f"evaluation.max_new_tokens: {section.max_new_tokens} leaves no room for a prompt among the "
-                    "model's positions; make it smaller"
-                )
-            truncated += len(fitted) < len(prefix)
-            prefixes.append(fitted)
-        texts = generate(
+    total, tokens, start = 0.0, 0, 0
+    likelihoods = []
+    for question in asked.questions:
+        own = found[start : start + len(question.sequences)]
+        start += len(own)
+        likelihoods.append(own)
+        total += sum(float(item.double().sum()) for item in own[: question.references])
+        tokens += sum(len(continuation) for _, continuation in question.sequences[: question.references])
+    truncated = asked.truncated
+    predictions: list[str] = []
+    if task.kind == "choice":
+        closing = len(renderer.closing_ids())
+        for question, own in zip(asked.questions, likelihoods, strict=True):
+            texts = [continuation[: len(continuation) - closing] for _, continuation in question.sequences]
+            predictions.append(chosen(question.example, own, 0 if one_begins_another(texts) else closing))
+    elif task.kind == "generate":
+        prefixes, shortened = prefixes_of(model, renderer, asked.questions, section)
+        truncated += shortened
+        predictions = generate(
             model,
             renderer.tokenizer,
             prefixes,
-            stop_ids=sorted({renderer.tokenizer.eos_token_id, closing[-1]}),
+            stop_ids=sorted({renderer.tokenizer.eos_token_id, renderer.closing_ids()[-1]}),
             max_new_tokens=section.max_new_tokens,
             batch_size=section.batch_size,
             advance=advance,
         )
-        right = [task.final_answer(text) == example["answer"] for text, example in zip(texts, kept, strict=True)]
-        value, stderr = mean_and_stderr(right)
-    return TaskScore(task.metric, value, stderr, len(kept), -total / tokens, truncated, len(examples) - len(kept))
-
-
-def _one_begins_another(choices: list[list[int]]) -> bool:
-    """Whether some choice is the beginning of another; without its end it could never be the less likely one."""
-    return any(a is not b and b[: len(a)] == a for a in choices for b in choices)
-
-
-def _is_right(example: Example, span: range, found: Sequence[Any], closing: int) -> bool:
-    """Whether the most likely choice (by the sum over its tokens, without the last `closing`) is a right one.
-
-    A tie counts as wrong: the reference comes first and must not win by its place.
-    """
-    gold = example["labels"][0]
-    order = [gold, *(i for i in range(len(example["choices"])) if i != gold)]
-    likelihood = [float(found[place][: len(found[place]) - closing].double().sum()) for place in span]
-    best = max(likelihood)
-    winners = [choice for choice, value in zip(order, likelihood, strict=True) if value == best]
-    return all(winner in example["labels"] for winner in winners)
+        advance(len(examples) - len(prefixes))
+    kept = [question.example for question in asked.questions]
+    metrics = task.score(kept, predictions) if predictions else {}
+    main = next(iter(metrics), "none")
+    return TaskScore(
+        metric=main,
+        value=metrics.get(main),
+        stderr=main_stderr(task, kept, predictions) if metrics else None,
+        n=len(kept),
+        loss=-total / tokens,
+        truncated=truncated,
+        dropped=len(examples) - len(kept),
+        metrics=metrics,
+    )

@@ -33,7 +33,7 @@ class MethodResult:
 
     @property
     def mean_value(self) -> float:
-        """The mean of the tasks' accuracy or exact match, over the tasks that have one."""
+        """The mean of the tasks' main metrics, over the tasks that have one."""
         return mean_value(self.scores)
 
     @property

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 BUILT_IN: dict[str, tuple[str, str, str]] = {
     "alpaca": ("instruction", "alpaca", "open instructions (JSON: instruction, input, output)"),
     "dolly": ("instruction", "dolly", "open instructions (JSONL: instruction, context, response)"),
+    "arc/challenge": ("science", "arc", "grade-school science questions, the hard part"),
+    "arc/easy": ("science", "arc", "grade-school science questions, the easy part"),
     "gsm8k": ("gsm8k", "Gsm8k", "grade-school word problems with worked steps"),
+    "mmlu": ("mmlu", "Mmlu", "57 subjects of four-way multiple choice"),
+    "mmlu/<subject>": ("mmlu", "Mmlu", "one subject of MMLU, such as mmlu/astronomy"),
+    "openbookqa": ("science", "openbookqa", "elementary science facts applied, without the book"),
     "superglue/boolq": ("superglue", "SuperGlue", "yes/no questions about a passage"),
     "superglue/cb": ("superglue", "SuperGlue", "entailment, contradiction or neither"),
     "superglue/copa": ("superglue", "SuperGlue", "the more plausible cause or effect"),
@@ -38,8 +43,16 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
 }
 
 
+def built_in(name: str) -> tuple[str, str, str] | None:
+    """The entry of a recipe's task name, if it is built in; `mmlu/astronomy` has the one of `mmlu/<subject>`."""
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    family, slash, member = name.partition("/")
+    return BUILT_IN.get(f"{family}/<subject>") if slash and member else None
+
+
 def make_task(section: TaskSection) -> Task:
     """The task that a recipe's section names; nothing is loaded yet."""
-    module, name, _ = BUILT_IN.get(section.name, ("custom", "CustomTask", ""))
+    module, name, _ = built_in(section.name) or ("custom", "custom_task", "")
     task: Task = getattr(importlib.import_module(f"multilora.tasks.{module}"), name)(section)
     return task

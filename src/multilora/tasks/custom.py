@@ -1,69 +1,199 @@
-"""A user's own data: JSON or JSONL records rendered by the recipe's Jinja2 templates, in a sandbox."""
+"""A user's own data without code: files or hub data in one of three forms, told by the keys of the recipe's task.
+
+- prompt and response: Jinja2 templates over a record's fields; with `choices`, the response is one of these
+- messages (and tools): names of the fields that hold a chat
+- question, choices and answer: a question with lettered choices
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from string import ascii_uppercase
+from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError
-from jinja2.exceptions import UndefinedError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from multilora.errors import DataError
+from multilora.errors import DataError, RecordError
+from multilora.evaluation.metrics import accuracy, exact_match, f1_macro, mean_answer_f1
 from multilora.recipe import TaskSection
-from multilora.tasks.base import Example, choice_example, free_example
+from multilora.tasks.base import Example, Kind, Task, chat_example, choice_example, free_example, right_choices
 from multilora.tasks.from_records import RecordTask
-from multilora.tasks.source import Record, Source
+from multilora.tasks.messages import messages_json, tools_json
+from multilora.tasks.multiple_choice import lettered_example
+from multilora.tasks.readers import FilledRecord, Record
+from multilora.tasks.source import Source, field
+from multilora.tasks.templates import FieldTemplate
+
+KINDS: dict[str, Kind] = {
+    "accuracy": "choice",
+    "f1_macro": "choice",
+    "exact_match": "generate",
+    "token_f1": "generate",
+    "none": "loss",
+}
 
 
-def _no_null(value: object) -> object:
-    if value is None:
-        raise TemplateError("a field it uses is null")
-    return value
+def custom_task(section: TaskSection) -> Task:
+    """The task of a section whose name is not built in.
 
-
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, finalize=_no_null)
+    Raises:
+        DataError: keys of no form, or a template is not valid Jinja2.
+    """
+    if section.path is None:
+        raise DataError(f"task {section.name!r} is not built in, so it needs a path")
+    if section.messages is not None:
+        return ChatTask(section)
+    if section.question is not None:
+        return QuestionTask(section)
+    return TextTask(section)
 
 
 class CustomTask(RecordTask):
-    """Prompt and response are templates over a record's fields.
+    """What the forms share: the source, and the metric that the recipe names.
 
-    With `choices`, the rendered response must be one of them. `metric` defaults to accuracy with choices and to
-    exact_match without; `none` leaves the loss alone as score.
+    Args:
+        section: the recipe's
+        metric: used where the recipe names none
+    """
 
-    Raises:
-        DataError: a template is not valid Jinja2.
+    def __init__(self, section: TaskSection, metric: str) -> None:
+        self.metric = section.metric or metric
+        source = Source(section.path or "", section.eval_path, split=section.split, eval_split=section.eval_split)
+        super().__init__(section, KINDS[self.metric], source)
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
+        """The recipe's metric; with f1_macro also accuracy, with token_f1 also exact_match."""
+        if self.kind == "loss":
+            return {}
+        if self.kind == "choice":
+            rights = [right_choices(example) for example in examples]
+            metrics = {"accuracy": accuracy(rights, predictions)}
+            if self.metric == "f1_macro":
+                classes = [choice for choice in self.section.choices or [] if isinstance(choice, str)]
+                return {"f1_macro": f1_macro([right[0] for right in rights], predictions, classes), **metrics}
+            return metrics
+        answers = [example["answer"] for example in examples]
+        finals = [self.final_answer(text) for text in predictions]
+        metrics = {"exact_match": exact_match(answers, finals)}
+        if self.metric == "token_f1":
+            return {"token_f1": mean_answer_f1([[answer] for answer in answers], finals), **metrics}
+        return metrics
+
+
+class TextTask(CustomTask):
+    """Prompt and response are templates; with `choices`, the rendered response must be one of them.
+
+    `metric` defaults to accuracy with choices and to exact_match without.
     """
 
     def __init__(self, section: TaskSection) -> None:
-        if section.path is None or section.prompt is None or section.response is None:
-            raise DataError(f"task {section.name!r} needs path, prompt and response")
-        metric = section.metric or ("accuracy" if section.choices else "exact_match")
-        super().__init__(section.name, metric, Source(section.path, section.eval_path), section.holdout)
+        if section.prompt is None or section.response is None or isinstance(section.choices, str):
+            raise DataError(
+                f"task {section.name!r} needs prompt and response (and choices as a list); or messages; or question, "
+                "choices and answer"
+            )
+        super().__init__(section, "accuracy" if section.choices else "exact_match")
         self.choices = section.choices
-        self.prompt = self._compile("prompt", section.prompt)
-        self.response = self._compile("response", section.response)
-
-    def _compile(self, which: str, text: str) -> Template:
-        try:
-            return _ENVIRONMENT.from_string(text)
-        except TemplateError as error:
-            raise DataError(f"task {self.name!r}: the {which} template is not valid Jinja2: {error}") from None
+        self.prompt = FieldTemplate(self.name, "prompt", section.prompt)
+        self.response = FieldTemplate(self.name, "response", section.response)
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
-        """One example; DataError if a template names a missing field or the response is not a choice."""
-        texts = []
-        for which, template in (("prompt", self.prompt), ("response", self.response)):
-            try:
-                texts.append(template.render(record).strip())
-            except UndefinedError as error:
-                fields = ", ".join(map(repr, record))
-                raise DataError(f"{where}: the {which} template: {error}; the record has {fields}") from None
-            except TemplateError as error:
-                raise DataError(f"{where}: the {which} template: {error}") from None
-        prompt, response = texts
+        """One example; RecordError if a template fails, the response is empty or not a choice."""
+        prompt, response = self.prompt.render(record, where), self.response.render(record, where)
+        if not response:
+            raise RecordError(
+                f"{where}: the response is empty, so no token would be trained on; mend or remove the record, or set "
+                "on_error to drop",
+                "empty response",
+            )
         if self.choices is None:
             yield free_example(prompt, response, response)
             return
         if response not in self.choices:
-            raise DataError(f"{where}: response {response!r} is none of the choices {self.choices}")
+            raise RecordError(
+                f"{where}: response {response!r} is none of the choices {self.choices}; add it to choices, or mend "
+                "the record",
+                "response is no choice",
+            )
         yield choice_example(prompt, list(self.choices), self.choices.index(response))
+
+
+class ChatTask(CustomTask):
+    """`messages` and `tools` name fields; scored by the loss of what the assistant says."""
+
+    def __init__(self, section: TaskSection) -> None:
+        super().__init__(section, "none")
+        self.messages, self.tools = section.messages or "", section.tools
+
+    def examples(self, record: Record, where: str) -> Iterator[Example]:
+        """One example; RecordError if the field holds no chat with an assistant turn."""
+        filled = isinstance(record, FilledRecord)
+        messages = messages_json(field(record, self.messages, where), where, filled=filled)
+        tools = tools_json(field(record, self.tools, where), where, filled=filled) if self.tools is not None else ""
+        yield chat_example(messages, tools)
+
+
+class QuestionTask(CustomTask):
+    """A question with lettered choices; the response is the letter.
+
+    `question` and `answer` are templates; `choices` is the name of a list field (dots reach into objects) or a list of
+    templates. The answer renders to the place of the right choice (from 0), its letter or its text.
+    """
+
+    def __init__(self, section: TaskSection) -> None:
+        if section.question is None or section.choices is None or section.answer is None:
+            raise DataError(f"task {section.name!r} needs question, choices and answer")
+        super().__init__(section, "accuracy")
+        self.question = FieldTemplate(self.name, "question", section.question)
+        self.answer = FieldTemplate(self.name, "answer", section.answer)
+        self.choices: str | list[FieldTemplate] = (
+            section.choices
+            if isinstance(section.choices, str)
+            else [FieldTemplate(self.name, f"choices.{place}", text) for place, text in enumerate(section.choices)]
+        )
+
+    def examples(self, record: Record, where: str) -> Iterator[Example]:
+        """One example; RecordError if the answer is none of the choices, or could be two of them."""
+        question = self.question.render(record, where)
+        choices = self._choices(record, where)
+        label = place_of(self.answer.render(record, where), choices, where)
+        yield lettered_example(question, choices, label, where)
+
+    def _choices(self, record: Record, where: str) -> list[str]:
+        if not isinstance(self.choices, str):
+            return [template.render(record, where) for template in self.choices]
+        value: Any = record
+        for name in self.choices.split("."):
+            value = field(value, name, where)
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str | int | float) for item in value):
+            raise RecordError(
+                f"{where}: field {self.choices!r} holds {str(value)[:80]!r}, expected a list of texts; name another "
+                "field, or give choices as a list of templates",
+                "choices are no list",
+            )
+        return [str(item).strip() for item in value]
+
+
+def place_of(answer: str, choices: Sequence[str], where: str) -> int:
+    """Which choice an answer names by its place (from 0), its letter or its text.
+
+    Raises:
+        RecordError: none, or different ones by these three readings; nothing is guessed.
+    """
+    readings = [place for place, choice in enumerate(choices) if choice == answer]
+    letters = ascii_uppercase[: len(choices)]
+    if len(answer) == 1 and answer.upper() in letters:
+        readings.append(letters.index(answer.upper()))
+    if answer.isdecimal() and int(answer) < len(choices):
+        readings.append(int(answer))
+    if len(set(readings)) > 1:
+        raise RecordError(
+            f"{where}: answer {answer!r} could mean each of the choices {sorted(set(readings))} of {list(choices)} (by "
+            "place, letter or text); render a letter, as in {{ 'ABCD'[label] }}",
+            "ambiguous answer",
+        )
+    if not readings:
+        raise RecordError(
+            f"{where}: answer {answer!r} is outside the {len(choices)} choices {list(choices)}; expected a place from "
+            f"0 to {len(choices) - 1}, a letter from A to {letters[-1:] or 'A'}, or the text of one of them",
+            "label out of range" if answer else "empty answer",
+        )
+    return readings[0]

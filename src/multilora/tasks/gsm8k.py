@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from multilora.errors import DataError
+from multilora.errors import RecordError
 from multilora.recipe import TaskSection
 from multilora.tasks.base import Example, free_example
 from multilora.tasks.from_records import RecordTask
-from multilora.tasks.source import Record, Source, field
+from multilora.tasks.readers import Record
+from multilora.tasks.source import Source, text_field
 
 _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 _FINAL = re.compile(r"####\s*(-?[\d.,]+)")
@@ -25,19 +26,21 @@ class Gsm8k(RecordTask):
         source = Source(
             section.path or "hub:openai/gsm8k",
             section.eval_path,
+            split=section.split,
+            eval_split=section.eval_split,
             files=("train.jsonl", "test.jsonl"),
             hub_config="main",
             hub_splits=("train", "test"),
         )
-        super().__init__(section.name, "exact_match", source, section.holdout)
+        super().__init__(section, "generate", source)
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
-        """One example; DataError if the answer has no final number."""
-        response = _CALCULATOR_NOTE.sub("", str(field(record, "answer", where)))
+        """One example; RecordError if the answer has no final number."""
+        response = _CALCULATOR_NOTE.sub("", text_field(record, "answer", where))
         answer = self.final_answer(response)
         if not answer:
-            raise DataError(f"{where}: the answer has no line '#### number'")
-        yield free_example(str(field(record, "question", where)), response, answer)
+            raise RecordError(f"{where}: the answer has no line '#### number'", "no final number")
+        yield free_example(text_field(record, "question", where), response, answer)
 
     def final_answer(self, text: str) -> str:
         """The first number behind `####`, without thousands commas and a final full stop; empty if there is none."""

@@ -6,47 +6,36 @@ Dolly (Conover et al. 2023): JSONL of instruction, context, response.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from multilora.errors import RecordError
 from multilora.recipe import TaskSection
-from multilora.tasks.base import Example, Split, free_example
+from multilora.tasks.base import Example, free_example
 from multilora.tasks.from_records import RecordTask
-from multilora.tasks.source import Record, Source, field
+from multilora.tasks.readers import Record
+from multilora.tasks.source import Source, field
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-logger = logging.getLogger(__name__)
+EMPTY_RESPONSE = "empty response"
 
 
 class InstructionTask(RecordTask):
     """An instruction, further text below it if there is any, and a reference response.
 
-    Records without a response, of which the original Alpaca has some, are left out and their number is logged.
+    Records without a response, of which the original Alpaca has some, are left out and counted.
     """
 
-    def __init__(self, section: TaskSection, source: Source, context: str, response: str) -> None:
-        super().__init__(section.name, "none", source, section.holdout)
-        self.context, self.response = context, response
-        self.left_out = 0
+    left_out = frozenset({EMPTY_RESPONSE})
 
-    def load(self, split: Split) -> Dataset:
-        """All examples of a split; see `Task.load`."""
-        self.left_out = 0
-        dataset = super().load(split)
-        if self.left_out:
-            logger.warning("task %r: left out %d records without a response", self.name, self.left_out)
-        return dataset
+    def __init__(self, section: TaskSection, source: Source, context: str, response: str) -> None:
+        super().__init__(section, "loss", source)
+        self.context, self.response = context, response
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
-        """One example, or none if the response is empty."""
+        """One example; RecordError if the response is empty."""
         prompt = str(field(record, "instruction", where) or "").strip()
         response = str(field(record, self.response, where) or "").strip()
         if not response:
-            self.left_out += 1
-            return
+            raise RecordError(f"{where}: field {self.response!r} is empty", EMPTY_RESPONSE)
         context = str(record.get(self.context) or "").strip()
         if context:
             prompt += f"\n\n{context}"
@@ -55,7 +44,13 @@ class InstructionTask(RecordTask):
 
 def alpaca(section: TaskSection) -> InstructionTask:
     """Alpaca from `alpaca_data.json` (or any file of that format), or the hub."""
-    source = Source(section.path or "hub:tatsu-lab/alpaca", section.eval_path, files=("alpaca_data.json", None))
+    source = Source(
+        section.path or "hub:tatsu-lab/alpaca",
+        section.eval_path,
+        split=section.split,
+        eval_split=section.eval_split,
+        files=("alpaca_data.json", None),
+    )
     return InstructionTask(section, source, "input", "output")
 
 
@@ -64,6 +59,8 @@ def dolly(section: TaskSection) -> InstructionTask:
     source = Source(
         section.path or "hub:databricks/databricks-dolly-15k",
         section.eval_path,
+        split=section.split,
+        eval_split=section.eval_split,
         files=("databricks-dolly-15k.jsonl", None),
     )
     return InstructionTask(section, source, "context", "response")

@@ -6,17 +6,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 from multilora.recipe import TaskSection
-from multilora.tasks.base import Example, Metric, Split, Task, to_dataset
+from multilora.tasks.base import Example, Kind, Split, Task, to_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# family -> (metric, training examples generated unless max_examples says less, evaluation examples)
-FAMILIES: dict[str, tuple[Metric, int, int]] = {
-    "instructions": ("exact_match", 3000, 400),
-    "understanding": ("accuracy", 3000, 400),
-    "knowledge": ("accuracy", 3000, 400),
-    "arithmetic": ("exact_match", 3000, 400),
+# family -> (kind, training examples generated unless max_examples says less, evaluation examples)
+FAMILIES: dict[str, tuple[Kind, int, int]] = {
+    "instructions": ("generate", 3000, 400),
+    "understanding": ("choice", 3000, 400),
+    "knowledge": ("choice", 3000, 400),
+    "arithmetic": ("generate", 3000, 400),
 }
 
 
@@ -25,8 +25,8 @@ class NanoTask(Task):
 
     def __init__(self, section: TaskSection) -> None:
         self.family = section.name.removeprefix("nano/")
-        metric, self.train_count, self.eval_count = FAMILIES[self.family]
-        super().__init__(section.name, metric)
+        kind, self.train_count, self.eval_count = FAMILIES[self.family]
+        super().__init__(section.name, kind)
 
     def load(self, split: Split) -> Dataset:
         """Generate a split; always the same examples."""
@@ -41,6 +41,9 @@ class NanoTask(Task):
                     choices=row["choices"],
                     labels=[row["label"]] if row["choices"] else [],
                     answer=row["answer"],
+                    group="",
+                    messages="",
+                    tools="",
                 )
                 for row in rows
             ]

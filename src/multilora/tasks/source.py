@@ -1,67 +1,90 @@
-"""Where a task's records come from: local JSON files in their public formats, or the hub."""
+"""Where a task's records come from: local files in their public formats, or the hub."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from multilora.errors import DataError
+from multilora.errors import DataError, RecordError
 from multilora.recipe import HUB_PREFIX
 from multilora.tasks.base import Split
+from multilora.tasks.readers import READERS, FilledRecord, Numbered, Record, read_records
 
-Record = dict[str, Any]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_SHARD = re.compile(r"-\d+-of-\d+$")
 
 
-def read_json(path: Path) -> Iterator[tuple[str, Record]]:
-    """(where, record) for every object of a .jsonl file, or of a .json file that holds one list.
+class Records(Protocol):
+    """The records of one split."""
+
+    def __iter__(self) -> Numbered:
+        """(where, record), in order; `where` is for messages."""
+
+    def fingerprint(self) -> list[Any]:
+        """Plain values that change when the records do."""
+
+
+@dataclass(frozen=True)
+class FileRecords:
+    """The records of files, one after the other."""
+
+    paths: list[Path]
+
+    def __iter__(self) -> Numbered:
+        for path in self.paths:
+            yield from read_records(path)
+
+    def fingerprint(self) -> list[Any]:
+        """Path, size in bytes and time of change in nanoseconds of every file."""
+        return file_fingerprint(self.paths)
+
+
+@dataclass(frozen=True)
+class HubRecords:
+    """The records of a dataset of the hub, which `datasets` keeps memory-mapped."""
+
+    label: str
+    dataset: Dataset
+
+    def __iter__(self) -> Numbered:
+        for number, record in enumerate(self.dataset):
+            yield f"{self.label} row {number}", FilledRecord(record)
+
+    def fingerprint(self) -> list[Any]:
+        """That of `datasets`, which follows the content."""
+        return [self.dataset._fingerprint]
+
+
+def file_fingerprint(paths: list[Path]) -> list[Any]:
+    """Path, size in bytes and time of change in nanoseconds of every file.
 
     Raises:
-        DataError: unreadable, not UTF-8, broken JSON, or not an object; names file and line.
+        DataError: a file cannot be reached.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    if path.suffix == ".json":
+    entries = []
+    for path in paths:
         try:
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {error.lineno}: broken JSON ({error.msg})") from None
-        if not isinstance(records, list):
-            raise DataError(f"{path}: holds {type(records).__name__}, expected a list of objects")
-        numbered: Iterator[tuple[str, Any]] = (
-            (f"{path}, item {number}", record) for number, record in enumerate(records, 1)
-        )
-    else:
-        numbered = _lines(path, text)
-    for where, record in numbered:
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: holds {type(record).__name__}, expected an object with named fields")
-        yield where, record
-
-
-def _lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    # Not str.splitlines: it also breaks at U+2028 and the like, which JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}, line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: broken JSON ({error.msg}, column {error.colno})") from None
+            status = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        entries.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    return entries
 
 
 class Source:
     """The records of a task.
 
     Args:
-        path: folder, file, or `hub:owner/name`
-        eval_path: file with the evaluation records, where `path` is a file
-        files: names of the training and evaluation files in a folder; the second None if the format has no such split
+        path: folder, file, or `hub:owner/name[:config]`
+        eval_path: file with the evaluation records
+        split, eval_split: names of the splits, in place of those below: of the hub's, or of files in a folder
+            (`train` stands for train.jsonl, train.csv, ... and for train-00000-of-00002.parquet, ...)
+        files: names of the training and evaluation files in a folder, where a format fixes them; the second None if it
+            has no such split. None: files called after splits, evaluation `validation` or else `test`
         hub_config, hub_splits: the same for a hub dataset
     """
 
@@ -70,11 +93,14 @@ class Source:
         path: str,
         eval_path: str | None = None,
         *,
-        files: tuple[str, str | None] = ("train.jsonl", None),
+        split: str | None = None,
+        eval_split: str | None = None,
+        files: tuple[str, str | None] | None = None,
         hub_config: str | None = None,
         hub_splits: tuple[str, str | None] = ("train", None),
     ) -> None:
         self.path, self.eval_path = path, eval_path
+        self.split, self.eval_split = split, eval_split
         self.files = files
         self.hub_config, self.hub_splits = hub_config, hub_splits
 
@@ -86,61 +112,129 @@ class Source:
     @property
     def has_eval(self) -> bool:
         """Whether evaluation records exist apart from the training ones."""
-        if self.eval_path is not None:
+        if self.eval_path is not None or self.eval_split is not None:
             return True
         if self.is_hub:
             return self.hub_splits[1] is not None
-        return Path(self.path).is_dir() and self.files[1] is not None
+        if not Path(self.path).is_dir():
+            return False
+        return bool(self._named("validation") or self._named("test")) if self.files is None else bool(self.files[1])
 
-    def records(self, split: Split) -> Iterator[tuple[str, Record]]:
-        """(where, record) of a split; `where` is for messages.
+    def records(self, split: Split) -> Records:
+        """The records of a split, to be read as often as wanted.
 
         Raises:
             DataError: no such file, dataset or split.
         """
         if split == "eval" and self.eval_path is not None:
-            return read_json(Path(self.eval_path))
+            return FileRecords([Path(self.eval_path)])
         if self.is_hub:
             return self._hub(split)
         path = Path(self.path)
         if path.is_dir():
-            name = self.files[0 if split == "train" else 1]
-            if name is None:
-                raise DataError(f"{path}: this format has no evaluation file")
-            if not (path / name).is_file():
-                present = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
-                raise DataError(
-                    f"{path}: expected a file {name!r}, found {present}; name the files with path and eval_path"
-                )
-            return read_json(path / name)
+            return FileRecords(self._in_folder(path, split))
         if split == "eval":
             raise DataError(f"{path}: is the training file; name the evaluation file with eval_path")
-        return read_json(path)
+        return FileRecords([path])
 
-    def _hub(self, split: Split) -> Iterator[tuple[str, Record]]:
+    def _in_folder(self, folder: Path, split: Split) -> list[Path]:
+        asked = self.split if split == "train" else self.eval_split
+        if self.files is None or asked is not None:
+            names = [asked] if asked else ["train"] if split == "train" else ["validation", "test"]
+            for name in names:
+                found = self._named(name)
+                if found:
+                    return found
+            expected = " or ".join(f"{name}.*" for name in names)
+            raise DataError(
+                f"{folder}: expected a file {expected} ({', '.join(READERS)}), found {_listing(folder)}; name the "
+                "files with path and eval_path, or with split and eval_split"
+            )
+        file = self.files[0 if split == "train" else 1]
+        if file is None:
+            raise DataError(f"{folder}: this format has no evaluation file")
+        if not (folder / file).is_file():
+            raise DataError(
+                f"{folder}: expected a file {file!r}, found {_listing(folder)}; name the files with path and eval_path"
+            )
+        return [folder / file]
+
+    def _named(self, split: str) -> list[Path]:
+        """The files of a split in the folder: one, or the shards of one.
+
+        Raises:
+            DataError: several that are no shards, so that it is unclear which is meant.
+        """
+        found = sorted(
+            item for item in Path(self.path).iterdir() if item.suffix in READERS and _SHARD.sub("", item.stem) == split
+        )
+        if len(found) > 1 and any(item.stem == split for item in found):
+            names = ", ".join(item.name for item in found)
+            raise DataError(f"{self.path}: {names} could all be the split {split!r}; keep one, or give it as path")
+        return found
+
+    def _hub(self, split: Split) -> HubRecords:
         from datasets import load_dataset
 
-        name = self.path.removeprefix(HUB_PREFIX)
-        hub_split = self.hub_splits[0 if split == "train" else 1]
+        name, _, config = self.path.removeprefix(HUB_PREFIX).partition(":")
+        asked = self.split if split == "train" else self.eval_split
+        hub_split = asked or self.hub_splits[0 if split == "train" else 1]
         if hub_split is None:
             raise DataError(f"{self.path}: this dataset has no evaluation split")
         try:
-            dataset = load_dataset(name, self.hub_config, split=hub_split)
+            dataset = load_dataset(name, config or self.hub_config, split=hub_split)
         except Exception as error:  # datasets raises many kinds: network, missing repository, missing split
             raise DataError(
                 f"{self.path}: cannot load split {hub_split!r} from the hub ({type(error).__name__}: {error}); "
                 "check the name and the network, or download it and give a local path"
             ) from error
-        for number, record in enumerate(dataset):
-            yield f"{self.path}, {hub_split} row {number}", dict(record)
+        return HubRecords(f"{self.path}, {hub_split}", dataset)
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(item.name for item in folder.iterdir())
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return shown or "nothing"
 
 
 def field(record: Record, name: str, where: str) -> Any:
     """A field of a record.
 
     Raises:
-        DataError: the record has no such field; names those it has.
+        RecordError: the record has no such field; names those it has.
     """
+    if not isinstance(record, dict):
+        raise RecordError(
+            f"{where}: expected an object with a field {name!r}, got {str(record)[:80]!r}", f"no field {name!r}"
+        )
     if name not in record:
-        raise DataError(f"{where}: no field {name!r}; the record has {', '.join(map(repr, record)) or 'none'}")
+        present = ", ".join(map(repr, record)) or "none"
+        raise RecordError(f"{where}: no field {name!r}; the record has {present}", f"no field {name!r}")
     return record[name]
+
+
+def text_field(record: Record, name: str, where: str) -> str:
+    """A field that must hold text (or a number), as text.
+
+    Raises:
+        RecordError: missing, or null, a list or an object.
+    """
+    value = field(record, name, where)
+    if not isinstance(value, str | int | float):
+        shown = "null" if value is None else type(value).__name__
+        raise RecordError(f"{where}: field {name!r} is {shown}, expected text", f"field {name!r} is no text")
+    return str(value)
+
+
+def list_field(record: Record, name: str, where: str) -> list[Any]:
+    """A field that must hold a list.
+
+    Raises:
+        RecordError: missing, or something else.
+    """
+    value = field(record, name, where)
+    if not isinstance(value, list | tuple):
+        raise RecordError(
+            f"{where}: field {name!r} is {type(value).__name__}, expected a list", f"field {name!r} is no list"
+        )
+    return list(value)

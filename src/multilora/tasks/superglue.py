@@ -1,22 +1,33 @@
 """The eight tasks of SuperGLUE (Wang et al. 2019, arXiv 1905.00537), from the official JSONL or the hub.
 
 The official files and the hub's `aps/super_glue` differ in nesting and in labels (words against numbers); every
-function here reads both. All eight are choices, scored by accuracy over single answers.
+function here reads both. All eight are choices, scored as in the paper's section 3: accuracy, but for CB (accuracy and
+F1), MultiRC (F1a and EM) and ReCoRD (F1 and EM), whose main score is the mean of the two.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from multilora.errors import DataError
+from multilora.errors import RecordError
+from multilora.evaluation.metrics import (
+    accuracy,
+    f1_binary,
+    f1_macro,
+    group_exact_match,
+    mean_answer_f1,
+    mean_answer_match,
+)
 from multilora.recipe import TaskSection
-from multilora.tasks.base import Example, choice_example
+from multilora.tasks.base import Example, choice_example, right_choices
 from multilora.tasks.from_records import RecordTask
-from multilora.tasks.source import Record, Source, field
+from multilora.tasks.readers import Record
+from multilora.tasks.source import Source, field, list_field, text_field
 
 YES_NO = ["yes", "no"]
+CB_WORDS = ["true", "false", "undecided"]
 
 
 def _index(record: Record, names: list[str], where: str) -> int:
@@ -26,79 +37,99 @@ def _index(record: Record, names: list[str], where: str) -> int:
         return names.index(label)
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(names):
         return label
-    raise DataError(f"{where}: label {label!r}, expected one of {names} or 0 to {len(names) - 1}")
+    raise RecordError(f"{where}: label {label!r}, expected one of {names} or 0 to {len(names) - 1}", "unknown label")
 
 
 def _truth(label: Any, where: str) -> int:
     """Position in YES_NO of a label stored as true/false or 1/0."""
     if label in (0, 1):  # True == 1
         return 0 if label else 1
-    raise DataError(f"{where}: label {label!r}, expected true or false (or 1 or 0)")
+    raise RecordError(f"{where}: label {label!r}, expected true or false (or 1 or 0)", "unknown label")
 
 
 def boolq(record: Record, where: str) -> Iterator[Example]:
     """BoolQ: a yes/no question about a passage."""
-    question = str(field(record, "question", where)).strip().rstrip("?")
-    prompt = f"{field(record, 'passage', where)}\n\nQuestion: {question}? Answer yes or no."
+    question = text_field(record, "question", where).strip().rstrip("?")
+    prompt = f"{text_field(record, 'passage', where)}\n\nQuestion: {question}? Answer yes or no."
     yield choice_example(prompt, YES_NO, _truth(field(record, "label", where), where))
 
 
 def cb(record: Record, where: str) -> Iterator[Example]:
     """CommitmentBank: does the text entail, contradict, or leave open the statement?"""
     prompt = (
-        f"{field(record, 'premise', where)}\n\nStatement: {field(record, 'hypothesis', where)}\n"
+        f"{text_field(record, 'premise', where)}\n\nStatement: {text_field(record, 'hypothesis', where)}\n"
         "Is the statement true, false or undecided, given the text?"
     )
     names = ["entailment", "contradiction", "neutral"]
-    yield choice_example(prompt, ["true", "false", "undecided"], _index(record, names, where))
+    yield choice_example(prompt, CB_WORDS, _index(record, names, where))
 
 
 def copa(record: Record, where: str) -> Iterator[Example]:
     """COPA: the more plausible cause or effect of two."""
-    kind = str(field(record, "question", where))
+    kind = text_field(record, "question", where)
     if kind not in ("cause", "effect"):
-        raise DataError(f"{where}: question {kind!r}, expected 'cause' or 'effect'")
+        raise RecordError(f"{where}: question {kind!r}, expected 'cause' or 'effect'", "unknown kind of question")
     asked = "What was the cause of this?" if kind == "cause" else "What happened as a result?"
-    choices = [str(field(record, name, where)) for name in ("choice1", "choice2")]
+    choices = [text_field(record, name, where) for name in ("choice1", "choice2")]
     listed = "\n".join(f"- {choice}" for choice in choices)
-    prompt = f"{field(record, 'premise', where)}\n{asked}\n{listed}"
+    prompt = f"{text_field(record, 'premise', where)}\n{asked}\n{listed}"
     yield choice_example(prompt, choices, _index(record, ["0", "1"], where))
 
 
 def multirc(record: Record, where: str) -> Iterator[Example]:
-    """MultiRC: is this candidate answer right? One example per candidate; the official file nests them."""
-    if "paragraph" in record:  # the hub's flat rows
-        candidates = [(record["paragraph"], record["question"], record["answer"], record["label"])]
-    else:
-        passage = field(record, "passage", where)
-        candidates = [
-            (passage["text"], question["question"], answer["text"], answer["label"])
-            for question in passage["questions"]
-            for answer in question["answers"]
-        ]
-    for text, question, answer, label in candidates:
-        asked = f"Question: {question}\nProposed answer: {answer}\nIs the proposed answer correct? Answer yes or no."
-        prompt = f"{text}\n\n{asked}"
-        yield choice_example(prompt, YES_NO, _truth(label, where))
+    """MultiRC: is this candidate answer right? One example per candidate, all of a question in one group.
+
+    The official file nests questions and candidates in a passage; the hub has a row per candidate.
+    """
+    if "paragraph" in record:
+        index = field(record, "idx", where)
+        group = f"{field(index, 'paragraph', where)}/{field(index, 'question', where)}"
+        texts = [text_field(record, name, where) for name in ("paragraph", "question", "answer")]
+        yield _multirc_example(texts, field(record, "label", where), group, where)
+        return
+    passage = field(record, "passage", where)
+    for question in list_field(passage, "questions", where):
+        group = f"{field(record, 'idx', where)}/{field(question, 'idx', where)}"
+        for answer in list_field(question, "answers", where):
+            texts = [
+                text_field(passage, "text", where),
+                text_field(question, "question", where),
+                text_field(answer, "text", where),
+            ]
+            yield _multirc_example(texts, field(answer, "label", where), group, where)
+
+
+def _multirc_example(texts: list[str], label: Any, group: str, where: str) -> Example:
+    passage, question, answer = texts
+    asked = f"Question: {question}\nProposed answer: {answer}\nIs the proposed answer correct? Answer yes or no."
+    return choice_example(f"{passage}\n\n{asked}", YES_NO, _truth(label, where), group=group)
 
 
 def record_(record: Record, where: str) -> Iterator[Example]:
     """ReCoRD: which entity of the passage fills the gap? Every official answer counts as right."""
     passage = field(record, "passage", where)
     if isinstance(passage, str):  # the hub
-        text, entities = passage, list(field(record, "entities", where))
-        queries = [(field(record, "query", where), list(field(record, "answers", where)))]
+        text, entities = passage, list_field(record, "entities", where)
+        queries = [(text_field(record, "query", where), list_field(record, "answers", where))]
     else:
-        text = passage["text"]
-        # Spans are inclusive; one name may occur several times.
-        entities = [text[span["start"] : span["end"] + 1] for span in passage["entities"]]
-        queries = [(qa["query"], [a["text"] for a in qa.get("answers", [])]) for qa in record["qas"]]
+        text = text_field(passage, "text", where)
+        spans = list_field(passage, "entities", where)
+        entities = [text[field(span, "start", where) : field(span, "end", where) + 1] for span in spans]
+        queries = [
+            (
+                text_field(query, "query", where),
+                [text_field(answer, "text", where) for answer in list_field(query, "answers", where)],
+            )
+            for query in list_field(record, "qas", where)
+        ]
     choices = list(dict.fromkeys(entities))
     text = re.sub(r"\n?@highlight\n", "\n- ", text)
     for query, answers in queries:
         right = [choices.index(answer) for answer in dict.fromkeys(answers) if answer in choices]
         if not right:
-            raise DataError(f"{where}: none of the answers {answers} is an entity of the passage")
+            raise RecordError(
+                f"{where}: none of the answers {answers} is an entity of the passage", "no answer among the entities"
+            )
         listed = ", ".join(choices)
         prompt = f"{text}\n\nWhich name replaces @placeholder?\n{query}\nNames: {listed}"
         yield choice_example(prompt, choices, right[0], also_right=right[1:])
@@ -107,7 +138,7 @@ def record_(record: Record, where: str) -> Iterator[Example]:
 def rte(record: Record, where: str) -> Iterator[Example]:
     """RTE: does the text entail the statement?"""
     prompt = (
-        f"{field(record, 'premise', where)}\n\nStatement: {field(record, 'hypothesis', where)}\n"
+        f"{text_field(record, 'premise', where)}\n\nStatement: {text_field(record, 'hypothesis', where)}\n"
         "Does the statement follow from the text? Answer yes or no."
     )
     yield choice_example(prompt, YES_NO, _index(record, ["entailment", "not_entailment"], where))
@@ -116,8 +147,9 @@ def rte(record: Record, where: str) -> Iterator[Example]:
 def wic(record: Record, where: str) -> Iterator[Example]:
     """WiC: is a word used in the same sense in two sentences?"""
     prompt = (
-        f"1. {field(record, 'sentence1', where)}\n2. {field(record, 'sentence2', where)}\n\n"
-        f'Does the word "{field(record, "word", where)}" have the same meaning in both sentences? Answer yes or no.'
+        f"1. {text_field(record, 'sentence1', where)}\n2. {text_field(record, 'sentence2', where)}\n\n"
+        f'Does the word "{text_field(record, "word", where)}" have the same meaning in both sentences? '
+        "Answer yes or no."
     )
     yield choice_example(prompt, YES_NO, _truth(field(record, "label", where), where))
 
@@ -125,10 +157,9 @@ def wic(record: Record, where: str) -> Iterator[Example]:
 def wsc(record: Record, where: str) -> Iterator[Example]:
     """WSC: does a pronoun mean a given noun?"""
     target = record.get("target", record)
+    noun, pronoun = (text_field(target, name, where) for name in ("span1_text", "span2_text"))
     prompt = (
-        f"{field(record, 'text', where)}\n\n"
-        f'In this text, does "{field(target, "span2_text", where)}" refer to "{field(target, "span1_text", where)}"? '
-        "Answer yes or no."
+        f'{text_field(record, "text", where)}\n\nIn this text, does "{pronoun}" refer to "{noun}"? Answer yes or no.'
     )
     yield choice_example(prompt, YES_NO, _truth(field(record, "label", where), where))
 
@@ -149,18 +180,46 @@ class SuperGlue(RecordTask):
     """One of the eight; the recipe's name is `superglue/<task>`."""
 
     def __init__(self, section: TaskSection) -> None:
-        task = section.name.removeprefix("superglue/")
+        self.task = section.name.removeprefix("superglue/")
+        self.whole_groups = self.task == "multirc"
         source = Source(
             section.path or "hub:aps/super_glue",
             section.eval_path,
+            split=section.split,
+            eval_split=section.eval_split,
             files=("train.jsonl", "val.jsonl"),
             # The hub's plain `wsc` cuts the spans' texts; `wsc.fixed` is the official data.
-            hub_config="wsc.fixed" if task == "wsc" else task,
+            hub_config="wsc.fixed" if self.task == "wsc" else self.task,
             hub_splits=("train", "validation"),
         )
-        super().__init__(section.name, "accuracy", source, section.holdout)
-        self._render = RENDERERS[task]
+        super().__init__(section, "choice", source)
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
         """The examples of one record; several for MultiRC and ReCoRD."""
-        return self._render(record, where)
+        return RENDERERS[self.task](record, where)
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
+        """The task's metrics as the benchmark defines them; `score` is the mean of two, where it averages two."""
+        rights = [right_choices(example) for example in examples]
+        first = [right[0] for right in rights]
+        if self.task == "cb":
+            return _mean_first(
+                {"accuracy": accuracy(rights, predictions), "f1_macro": f1_macro(first, predictions, CB_WORDS)}
+            )
+        if self.task == "multirc":
+            groups = [example["group"] for example in examples]
+            return _mean_first(
+                {
+                    "f1a": f1_binary(first, predictions, YES_NO[0]),
+                    "exact_match": group_exact_match(groups, first, predictions),
+                }
+            )
+        if self.task == "record":
+            return _mean_first(
+                {"f1": mean_answer_f1(rights, predictions), "exact_match": mean_answer_match(rights, predictions)}
+            )
+        return {"accuracy": accuracy(rights, predictions)}
+
+
+def _mean_first(metrics: dict[str, float]) -> dict[str, float]:
+    return {"score": sum(metrics.values()) / len(metrics), **metrics}

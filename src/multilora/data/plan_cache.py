@@ -39,10 +39,10 @@ def cache_key(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterab
     if any(path.startswith(HUB_PREFIX) for path in paths):
         return None
     if paths[0] == "nano":
-        paths[0] = str(Path(__file__).parent / "nano")
+        paths[0] = str(Path(__file__).parents[1] / "nano")
     if not all(Path(path).expanduser().exists() for path in paths):
         return None
-    code = [str(path) for path in sorted(Path(__file__).parent.rglob("*.py"))]
+    code = [str(path) for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
     state = [entry for path in (*paths, *code) for entry in _state(Path(path).expanduser())]
     versions = [version(name) for name in PACKAGES]
     described = json.dumps([recipe.model_dump(mode="json"), os.getcwd(), versions, state])

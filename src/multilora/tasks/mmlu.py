@@ -1,0 +1,126 @@
+"""MMLU: 57 subjects of four-way multiple choice (Hendrycks et al. 2021, arXiv 2009.03300).
+
+Official files: folders `dev/`, `val/`, `test/` of CSVs without a header, one per subject: question, four choices,
+letter. `auxiliary_train/` holds questions of other benchmarks in the same columns, without a subject. The hub's
+`cais/mmlu` has question, subject, choices and the place of the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from multilora.errors import DataError, RecordError, nearest
+from multilora.evaluation.metrics import accuracy, grouped_accuracy
+from multilora.recipe import TaskSection
+from multilora.tasks.base import Example, Split, right_choices
+from multilora.tasks.from_records import RecordTask
+from multilora.tasks.multiple_choice import lettered_example
+from multilora.tasks.readers import Numbered, Record, read_csv_rows
+from multilora.tasks.source import Records, Source, field, file_fingerprint, list_field, text_field
+
+LETTERS = ("A", "B", "C", "D")
+AUXILIARY, DEV, VAL, TEST = "auxiliary_train", "dev", "val", "test"
+
+
+@dataclass(frozen=True)
+class SubjectFiles:
+    """The rows of CSV files as records; the subject is in the file's name."""
+
+    paths: list[Path]
+
+    def __iter__(self) -> Numbered:
+        for path in self.paths:
+            part = path.parent.name
+            subject = "" if part == AUXILIARY else path.stem.removesuffix(f"_{part}")
+            for where, row in read_csv_rows(path):
+                if len(row) != 6:
+                    raise DataError(f"{where}: {len(row)} columns, expected question, four choices and the letter")
+                yield where, {"question": row[0], "choices": row[1:5], "answer": row[5].strip(), "subject": subject}
+
+    def fingerprint(self) -> list[object]:
+        """Path, size and time of change of every file."""
+        return file_fingerprint(self.paths)
+
+
+class MmluSource(Source):
+    """The folder that holds `dev/`, `val/` and `test/`, or the one above it; or the hub."""
+
+    def __init__(self, section: TaskSection, subject: str) -> None:
+        super().__init__(
+            section.path or "hub:cais/mmlu",
+            section.eval_path,
+            split=section.split,
+            eval_split=section.eval_split,
+            hub_config=subject or "all",
+            hub_splits=("dev+validation", "test"),
+        )
+        self.subject = subject
+
+    @property
+    def has_eval(self) -> bool:
+        """Always: the format has a test split."""
+        return True
+
+    def records(self, split: Split) -> Records:
+        """See `Source.records`; training is `dev` and `val`, and `auxiliary_train` where there is one."""
+        if self.is_hub:
+            return super().records(split)
+        if self.eval_path is not None:
+            raise DataError(f"{self.eval_path}: MMLU has its test split beside the others; leave eval_path out")
+        root = Path(self.path)
+        root = root if (root / TEST).is_dir() else root / "data"
+        if not (root / TEST).is_dir():
+            raise DataError(
+                f"{self.path}: expected folders {DEV}, {VAL} and {TEST} in it or in data/ below it; unpack the "
+                "official data.tar there, or leave path out to read hub:cais/mmlu"
+            )
+        if split == "eval":
+            return SubjectFiles(self._subjects(root / TEST))
+        auxiliary = sorted((root / AUXILIARY).glob("*.csv")) if not self.subject else []
+        return SubjectFiles(auxiliary + self._subjects(root / DEV) + self._subjects(root / VAL))
+
+    def _subjects(self, folder: Path) -> list[Path]:
+        end = f"_{folder.name}.csv"
+        found = {path.name.removesuffix(end): path for path in sorted(folder.glob(f"*{end}"))}
+        if not found:
+            raise DataError(f"{folder}: expected files <subject>{end}; unpack the official data there")
+        if not self.subject:
+            return list(found.values())
+        if self.subject not in found:
+            hint = nearest(self.subject, found) or f"; the subjects are {', '.join(found)}"
+            raise DataError(f"{folder}: no subject {self.subject!r}{hint}")
+        return [found[self.subject]]
+
+
+class Mmlu(RecordTask):
+    """All subjects (`mmlu`) or one (`mmlu/<subject>`); zero-shot, answered by a letter."""
+
+    def __init__(self, section: TaskSection) -> None:
+        self.subject = section.name.partition("/")[2]
+        super().__init__(section, "choice", MmluSource(section, self.subject))
+
+    def examples(self, record: Record, where: str) -> Iterator[Example]:
+        """One example; RecordError if the answer is neither a letter nor a place."""
+        answer = field(record, "answer", where)
+        if answer in LETTERS:
+            label = LETTERS.index(answer)
+        elif isinstance(answer, int) and 0 <= answer < len(LETTERS):
+            label = answer
+        else:
+            raise RecordError(f"{where}: answer {answer!r}, expected a letter A to D or 0 to 3", "unknown label")
+        subject = text_field(record, "subject", where)
+        about = f" about {subject.replace('_', ' ')}" if subject else ""
+        head = f"The following are multiple choice questions (with answers){about}."
+        choices = [str(choice) for choice in list_field(record, "choices", where)]
+        yield lettered_example(text_field(record, "question", where), choices, label, where, head=head, group=subject)
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
+        """Accuracy over all questions, and its mean over subjects where there are several."""
+        rights = [right_choices(example) for example in examples]
+        metrics = {"accuracy": accuracy(rights, predictions)}
+        if not self.subject:
+            groups = [example["group"] for example in examples]
+            metrics["accuracy_over_subjects"] = grouped_accuracy(groups, rights, predictions)
+        return metrics

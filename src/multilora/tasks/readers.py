@@ -1,0 +1,156 @@
+"""One reader per file format: a stream of (where, record), never the whole file where the format allows it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from multilora.errors import DataError
+
+Record = dict[str, Any]
+Numbered = Iterator[tuple[str, Record]]
+
+PARQUET_ROWS = 1024
+
+
+class FilledRecord(Record):
+    """A record of a columnar source: nested keys that it lacks, and others have, are there with the value None."""
+
+
+def read_records(path: Path) -> Numbered:
+    """(where, record) for every record of a file, by its suffix; `where` is for messages.
+
+    .jsonl, .ndjson: an object per line; .json: one list of objects (the one format that is read as a whole); .csv: a
+    header row, all values strings; .parquet.
+
+    Raises:
+        DataError: another suffix, unreadable, not UTF-8, broken, or not records; names file and line.
+    """
+    if path.suffix not in READERS:
+        raise DataError(f"{path}: unknown file type {path.suffix!r}; expected one of {', '.join(READERS)}")
+    try:
+        yield from READERS[path.suffix](path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, line with its end) of a UTF-8 file, a byte order mark left out.
+
+    Broken at line feeds only: JSON strings may hold U+2028 and the like, at which Python's text lines also break.
+    """
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}: byte {start + error.start} is not UTF-8 (line {number}); convert the file to UTF-8"
+                ) from None
+            start += len(line)
+            yield number, text
+
+
+def _read_jsonl(path: Path) -> Numbered:
+    for number, line in _text_lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: broken JSON ({error.msg}, column {error.colno})") from None
+        except RecursionError:
+            raise DataError(f"{where}: JSON nested too deeply to be a record") from None
+        yield where, _object(where, record)
+
+
+def _read_json(path: Path) -> Numbered:
+    text = "".join(line for _, line in _text_lines(path))
+    try:
+        records = json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = "; a file with an object per line is named .jsonl" if error.msg == "Extra data" else ""
+        raise DataError(f"{path}, line {error.lineno}: broken JSON ({error.msg}){hint}") from None
+    except RecursionError:
+        raise DataError(f"{path}: JSON nested too deeply to hold records") from None
+    if not isinstance(records, list):
+        raise DataError(f"{path}: holds {type(records).__name__}, expected a list of objects")
+    for number, record in enumerate(records, 1):
+        where = f"{path}, item {number}"
+        yield where, _object(where, record)
+
+
+def _object(where: str, record: Any) -> Record:
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: holds {type(record).__name__}, expected an object with named fields")
+    return record
+
+
+def read_csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """(where, cells) for every row of a CSV file that is not blank; quoted cells may hold line breaks.
+
+    Raises:
+        DataError: unreadable, not UTF-8, or wrong quoting; names file and line.
+    """
+    try:
+        rows = csv.reader((line for _, line in _text_lines(path)), strict=True)
+        line = 1
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise DataError(
+                    f"{path}, line {line}: broken CSV ({error}); quote every cell that holds a comma, a quote or a "
+                    "line break, or convert the file to .jsonl"
+                ) from None
+            if row:
+                yield f"{path}, line {line}", row
+            line = rows.line_num + 1
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _read_csv(path: Path) -> Numbered:
+    rows = read_csv_rows(path)
+    _, header = next(rows, ("", []))
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}, line 1: the header names {', '.join(map(repr, twice))} twice; name columns apart")
+    for where, row in rows:
+        if len(row) != len(header):
+            raise DataError(
+                f"{where}: {len(row)} columns, expected the {len(header)} of the header "
+                f"({', '.join(map(repr, header))}); mend the row, or quote cells that hold a comma"
+            )
+        yield where, dict(zip(header, row, strict=True))
+
+
+def _read_parquet(path: Path) -> Numbered:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                for record in batch.to_pylist():
+                    yield f"{path}, row {number}", FilledRecord(record)
+                    number += 1
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: cannot be read as parquet at row {number} ({str(error).splitlines()[0]})") from None
+
+
+READERS: dict[str, Callable[[Path], Numbered]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}

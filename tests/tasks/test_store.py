@@ -1,0 +1,109 @@
+"""Examples are built once, found again, and built anew when anything about them changes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import datasets
+import pytest
+from conftest import write_jsonl
+
+from multilora.errors import DataError
+from multilora.recipe import TaskSection
+from multilora.tasks import make_task
+from multilora.tasks.base import held_out_positions
+from multilora.tasks.templates import FieldTemplate
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache" / "multilora"
+
+
+@pytest.fixture
+def rendered(monkeypatch):
+    """How many texts were rendered."""
+    count = [0]
+    render = FieldTemplate.render
+
+    def counting(self, record, where):
+        count[0] += 1
+        return render(self, record, where)
+
+    monkeypatch.setattr(FieldTemplate, "render", counting)
+    return count
+
+
+def load(path, split="train", **keys):
+    keys = {"prompt": "{{ q }}", "response": "{{ a }}", **keys}
+    return make_task(TaskSection(name="mine", path=str(path), **keys)).load(split)
+
+
+def test_a_second_load_reads_what_the_first_built(tmp_path, cache, rendered):
+    path = write_jsonl(tmp_path / "t.jsonl", [{"q": f"q{i}", "a": f"a{i}"} for i in range(2500)])
+    first = load(path)
+    assert rendered[0] == 5000
+    again, evaluation = load(path, weight=3.0, max_examples=7), load(path, "eval")
+    assert rendered[0] == 5000
+    assert again.to_list() == first.to_list()
+    assert again._fingerprint == first._fingerprint != evaluation._fingerprint
+    assert [Path(file["filename"]).parent.parent for file in first.cache_files] == [cache]
+    held_out = held_out_positions(2500, 0.1)
+    assert evaluation["prompt"][:] == [f"q{i}" for i in range(2500) if i in held_out]
+    assert first["prompt"][:] == [f"q{i}" for i in range(2500) if i not in held_out]
+    assert not list(cache.glob(".partial*"))
+
+
+def test_a_changed_file_or_option_is_built_anew(tmp_path, cache, rendered):
+    path = write_jsonl(tmp_path / "t.jsonl", [{"q": f"q{i}", "a": f"a{i}"} for i in range(10)])
+    load(path)
+    assert load(path, prompt="{{ q }}!")[0]["prompt"].endswith("!")
+    write_jsonl(path, [{"q": f"Q{i}", "a": f"a{i}"} for i in range(10)])
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
+    assert load(path)[0]["prompt"].startswith("Q")
+    assert rendered[0] == 60
+
+
+def test_an_error_leaves_nothing_behind(tmp_path, cache):
+    path = write_jsonl(tmp_path / "t.jsonl", [{"q": "q", "a": "a"}] * 1500 + [{"q": "q"}])
+    for _ in range(2):
+        with pytest.raises(DataError, match="line 1501"):
+            load(path)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
+    path = write_jsonl(tmp_path / "t.jsonl", [{"q": "q", "a": "a"}] * 3)
+    with pytest.raises(DataError, match=r"the cache cannot be written .*set HF_DATASETS_CACHE"):
+        load(path)
+
+
+def test_records_are_not_held_all_at_once(tmp_path, cache, monkeypatch):
+    """While a record is read, the examples of no more than a batch are waiting."""
+    from multilora.tasks import store
+
+    monkeypatch.setattr(store, "BATCH_ROWS", 10)
+    alive = [0, 0]
+
+    class Counted(dict):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            alive[0] += 1
+            alive[1] = max(alive)
+
+        def __del__(self):
+            alive[0] -= 1
+
+    path = write_jsonl(tmp_path / "t.jsonl", [{"q": f"q{i}", "a": "a"} for i in range(500)])
+    from multilora.tasks.custom import TextTask
+
+    plain = TextTask.examples
+    monkeypatch.setattr(TextTask, "examples", lambda self, record, where: map(Counted, plain(self, record, where)))
+    assert len(load(path)) == 450
+    assert alive[1] <= 12
