@@ -13,8 +13,8 @@ Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="take two 
 
 def plan(recipe: RecipePath, overrides: Overrides = None, json: AsJson = False, measure: Measure = True) -> None:
     """Show what a recipe would train on: shares, tokens, steps, parameters, cost, one example per task."""
-    from multilora.data import plan_cache
     from multilora.cli.show import show_json
+    from multilora.data import plan_cache
 
     key = plan_cache.cache_key(recipe, [*(overrides or ()), *([] if measure else ["output_dir=unmeasured"])])
     shown = plan_cache.read(key)
