@@ -74,6 +74,14 @@ DATA = {
     "superglue/RTE": {"premise": "He left.", "hypothesis": "He went.", "label": "entailment"},
     "superglue/WiC": {"word": "bank", "sentence1": "The bank.", "sentence2": "A bank.", "label": True},
     "superglue/CB": {"premise": "He left.", "hypothesis": "He went.", "label": "neutral"},
+    "superglue/MultiRC": {
+        "passage": {
+            "text": "He left.",
+            "questions": [{"idx": 0, "question": "Who?", "answers": [{"text": "He", "idx": 0, "label": 1}]}],
+        },
+        "idx": 0,
+    },
+    "superglue/WSC": {"text": "He left.", "target": {"span1_text": "He", "span2_text": "left"}, "label": False},
     "superglue/COPA": {"premise": "It rained.", "choice1": "Sun.", "choice2": "Wet.", "question": "effect", "label": 1},
 }
 
@@ -87,8 +95,12 @@ def lay_out_data(folder: Path) -> None:
     (folder / "data" / "dolly15k").mkdir()
     dolly = {"instruction": "Add 1 and 2.", "context": "", "response": "3"}
     write_jsonl(folder / "data" / "dolly15k" / "dolly.jsonl", [dolly] * 20)
+    for split in ("dev", "val", "test"):
+        (folder / "data" / "mmlu" / split).mkdir(parents=True)
+        file = folder / "data" / "mmlu" / split / f"anatomy_{split}.csv"
+        file.write_text('"What, then?",a,b,c,d,B\n' * 3)
     model = folder / "models" / "small-base"
-    make_llama(max_position_embeddings=512).save_pretrained(model)
+    make_llama(max_position_embeddings=1024).save_pretrained(model)
     make_tokenizer().save_pretrained(model)
 
 
