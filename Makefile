@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: install demo test check format benchmark clean
+.PHONY: install demo test test-slow check format benchmark clean
 
 install: $(STAMP)
 
@@ -23,6 +23,10 @@ demo: install
 # Two workers with one passive thread each: spinning OpenMP threads make two processes on two cores crawl.
 test: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Minutes long: what `make test` leaves out.
+test-slow: install
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 check: install
 	$(BIN)/ruff check .

@@ -3,7 +3,8 @@
 recipe.yaml        as resolved, absolute paths          environment.json   versions, seed, commit
 plan/              the order of all training examples   metrics.jsonl      one line per log, loss per task
 adapter/ | model/  what was trained (model/ for `full`) train.json         steps, seconds, parameters
-eval.json          per task, before and after           analysis/          spectra and figures
+checkpoints/       what `--resume` goes on from         eval.json          per task, before and after
+analysis/          spectra and figures
 """
 
 from __future__ import annotations

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from multilora.cli.options import AsJson, Overrides, RecipePath
 
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the last whole checkpoint, if there is one")]
 
-def train(recipe: RecipePath, overrides: Overrides = None, json: AsJson = False) -> None:
+
+def train(recipe: RecipePath, overrides: Overrides = None, resume: Resume = False, json: AsJson = False) -> None:
     """Train a recipe and write its run directory."""
     from multilora.cli.show import show_json, table
     from multilora.training.run import train as train_recipe
 
-    run = train_recipe(recipe, overrides or ())
+    run = train_recipe(recipe, overrides or (), resume=resume)
     facts = run.training
     logged = [line for line in run.metrics if "loss" in line]
     names = [section.name for section in run.recipe.tasks]

@@ -17,7 +17,7 @@ FIXED = {
     "train_sampling_strategy": "the plan is the order",
     "data_seed": "mixture.seed is the seed of the order",
     "label_smoothing_factor": "the loss is the plain cross-entropy per task",
-    "resume_from_checkpoint": "resuming is not supported yet",
+    "resume_from_checkpoint": "say `--resume`, or train(..., resume=True)",
     "eval_strategy": "evaluation is `multilora eval`, after training",
     "load_best_model_at_end": "there is no evaluation during training",
 }
@@ -31,7 +31,9 @@ def defaults(method: str) -> dict[str, Any]:
         "warmup_steps": 0.03,  # below 1: a fraction of all steps
         "per_device_train_batch_size": 8,
         "logging_steps": 10,
-        "save_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": 0.1,  # below 1: a fraction of all steps
+        "save_total_limit": 2,
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
     }

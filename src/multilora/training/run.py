@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from multilora.data.plan import Plan, make_plan
+from multilora.data.plan import SUMMARY_FILE, Plan, make_plan
 from multilora.data.probe import check_packing
 from multilora.errors import InputError, RecipeError, RunError
 from multilora.files import whole_folder, write_json, write_text
@@ -21,8 +23,11 @@ from multilora.progress import progress
 from multilora.recipe import Recipe
 from multilora.rundir import RECIPE_FILE, Run, check_free, weights_folder
 from multilora.training.arguments import training_arguments
+from multilora.training.checkpoint import StopOnSignal, check_same_recipe, checkpoints, forget_after, step_of
 from multilora.training.environment import environment
 from multilora.training.trainer import MultiTaskTrainer
+
+logger = logging.getLogger(__name__)
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
 DEFAULT_MAX_LENGTH = 1024
@@ -94,35 +99,59 @@ def plan(recipe: RecipeLike, overrides: Sequence[str] = ()) -> Plan:
     return prepare(Recipe.load(recipe, overrides)).plan
 
 
-def train(recipe: RecipeLike, overrides: Sequence[str] = (), callbacks: Sequence[TrainerCallback] = ()) -> Run:
+def train(
+    recipe: RecipeLike,
+    overrides: Sequence[str] = (),
+    callbacks: Sequence[TrainerCallback] = (),
+    *,
+    resume: bool = False,
+) -> Run:
     """Train a recipe and return its run.
 
     Args:
         recipe: path of a YAML file, its content, or a `Recipe`
         overrides: `key.of.value=value` strings
         callbacks: further callbacks for the Trainer
+        resume: go on with the run in `output_dir` from its last whole checkpoint, if there is one, and end with the
+            weights of a run that was never interrupted; a finished run is returned as it is
 
     Raises:
-        InputError: before anything is written.
-        RunError: training failed.
+        InputError: before anything is written; also if recipe or data have changed since the run began.
+        RunError: training failed, or was stopped by a signal.
     """
     checked = Recipe.load(recipe, overrides)
     path = Path(checked.output_dir)
+    if resume and (path / RECIPE_FILE).is_file():
+        saved = Recipe.model_validate(yaml.safe_load((path / RECIPE_FILE).read_text(encoding="utf-8")))
+        check_same_recipe(checked, saved)
+        if weights_folder(path, checked.adapter.method).is_dir():
+            logger.warning("%s: the run is finished; nothing to resume", path)
+            return Run(path)
+        prepared = prepare(checked)
+        if (path / "plan" / SUMMARY_FILE).is_file():
+            prepared.plan.check_same(path / "plan")
+        found = checkpoints(path / "checkpoints")
+        if not found:
+            logger.warning("%s: no whole checkpoint; training starts from its beginning", path)
+        return run_prepared(prepared, path, callbacks, found[-1] if found else None)
     if int(os.environ.get("RANK", "0")) == 0:  # of several processes, one checks and writes
         check_free(path)
     return run_prepared(prepare(checked), path, callbacks)
 
 
-def run_prepared(prepared: Prepared, path: Path, callbacks: Sequence[TrainerCallback] = ()) -> Run:
-    """Train what `prepare` made and write the run to `path`."""
+def run_prepared(
+    prepared: Prepared, path: Path, callbacks: Sequence[TrainerCallback] = (), checkpoint: Path | None = None
+) -> Run:
+    """Train what `prepare` made and write the run to `path`, from a checkpoint if one is given."""
     recipe, model, plan_, arguments = prepared.recipe, prepared.model, prepared.plan, prepared.arguments
     trainable, total = parameter_counts(model)
+    stop = StopOnSignal()
     try:
         trainer = MultiTaskTrainer(
             model=model,
             args=arguments,
             plan=plan_,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, stop],
             scale_lr_factor=recipe.optimizer.scale_lr_factor,
             up_lr_factor=recipe.optimizer.up_lr_factor,
         )
@@ -132,46 +161,68 @@ def run_prepared(prepared: Prepared, path: Path, callbacks: Sequence[TrainerCall
         raise InputError("training: FSDP and DeepSpeed are not supported yet; use a single process or DDP")
     trainer.remove_callback(PrinterCallback)  # it prints every log to stdout
     writes = trainer.is_world_process_zero()
+    begun = step_of(checkpoint) if checkpoint else 0
     if writes:
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / RECIPE_FILE, recipe.dump_yaml())
         write_json(path / "environment.json", environment(recipe.mixture.seed, arguments.seed))
         plan_.save(path / "plan")
+        forget_after(path / "metrics.jsonl", begun)
     start = time.perf_counter()
     with progress(f"training {recipe.adapter.method}", plan_.steps) as advance:
-        trainer.add_callback(_Recorder(path / "metrics.jsonl", advance))
+        advance(begun)
+        recorder = _Recorder(path / "metrics.jsonl", advance, trainer, checkpoint)
+        trainer.add_callback(recorder)
         try:
-            trainer.train()
-        except RuntimeError as error:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except (RuntimeError, OSError) as error:
             raise RunError(
-                f"training failed at step {trainer.state.global_step}: {error}\n{path} holds what was logged until "
-                "then; remove it to train again"
+                f"training failed at step {trainer.state.global_step}: {' '.join(str(error).split())}\n"
+                f"{_last_good(path)}"
             ) from error
+    if stop.received and trainer.state.global_step < plan_.steps:
+        raise RunError(f"stopped by {stop.received} after step {trainer.state.global_step}\n{_last_good(path)}")
     seconds = time.perf_counter() - start
     if writes:
-        with whole_folder(weights_folder(path, recipe.adapter.method)) as folder:
-            model.save_pretrained(str(folder))
-            plan_.renderer.tokenizer.save_pretrained(str(folder))
+        # The weights come last: where they lie, the run is finished.
         write_json(
             path / "train.json",
             {
                 "method": recipe.adapter.method,
                 "steps": plan_.steps,
                 "seconds": round(seconds, 3),
+                "resumed_from_step": begun,
                 "trainable_parameters": trainable,
                 "total_parameters": total,
                 "tokens": int(sum(entry.tokens for entry in plan_.summary())),
             },
         )
+        with whole_folder(weights_folder(path, recipe.adapter.method)) as folder:
+            model.save_pretrained(str(folder))
+            plan_.renderer.tokenizer.save_pretrained(str(folder))
     trainer.accelerator.wait_for_everyone()
     return Run(path)
 
 
-class _Recorder(TrainerCallback):
-    """Moves the progress bar and appends every log to `metrics.jsonl`."""
+def _last_good(path: Path) -> str:
+    found = checkpoints(path / "checkpoints")
+    if not found:
+        return f"there is no whole checkpoint yet; {path} holds what was logged, remove it to train again"
+    return f"the last whole checkpoint is {found[-1]}; `multilora train ... --resume` goes on from there"
 
-    def __init__(self, path: Path, advance: Callable[..., None]) -> None:
+
+class _Recorder(TrainerCallback):
+    """Moves the progress bar, appends every log to `metrics.jsonl`, and takes up the sums of a checkpoint."""
+
+    def __init__(
+        self, path: Path, advance: Callable[..., None], trainer: MultiTaskTrainer, checkpoint: Path | None
+    ) -> None:
         self.path, self.advance = path, advance
+        self.trainer, self.checkpoint = trainer, checkpoint
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.checkpoint is not None:
+            self.trainer.restore_progress(self.checkpoint)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.advance()

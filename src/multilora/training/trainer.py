@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from transformers import Trainer, TrainingArguments
 from multilora.data.collate import Collator, pad_token_id
 from multilora.data.plan import Plan
 from multilora.errors import InputError
+from multilora.files import write_json
+from multilora.training.checkpoint import PREFIX, PROGRESS_FILE, keep_newest, staged
 from multilora.training.groups import split_groups
 
 
@@ -88,6 +92,8 @@ class MultiTaskTrainer(Trainer):
                 "process per GPU with torchrun or accelerate, or choose one with CUDA_VISIBLE_DEVICES"
             )
         args.remove_unused_columns = False
+        # transformers would remove an old checkpoint before the new one is whole.
+        self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         tokenizer = plan.renderer.tokenizer
         super().__init__(
             model=model,
@@ -106,6 +112,7 @@ class MultiTaskTrainer(Trainer):
         # The loss below is divided by the trained tokens of the whole accumulated batch, over all processes.
         self.model_accepts_loss_kwargs = True
         self._task_sums: Tensor | None = None
+        self._staging: Path | None = None
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         """The plan's own order."""
@@ -145,6 +152,42 @@ class MultiTaskTrainer(Trainer):
             self._task_sums = torch.zeros(len(self.plan.task_names), 2, dtype=dtype, device=losses.device)
         values = torch.stack([losses, torch.ones_like(losses)], dim=-1).to(self._task_sums.dtype)
         self._task_sums.index_add_(0, tasks, values)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """transformers' own, written whole or not at all, with the sums behind the next line of the log."""
+        folder = Path(self.args.output_dir)
+        main_process = self.is_world_process_zero()
+        with staged(folder, main_process=main_process, wait=self.accelerator.wait_for_everyone) as self._staging:
+            try:
+                super()._save_checkpoint(model, trial)
+                if main_process:
+                    target = self._staging / f"{PREFIX}{self.state.global_step}" / PROGRESS_FILE
+                    write_json(target, self._progress())
+            finally:
+                self._staging = None
+        if main_process:
+            keep_newest(folder, self.checkpoint_limit)
+
+    def _progress(self) -> dict[str, Any]:
+        return {
+            "loss": self._tr_loss.item(),
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "task_sums": None if self._task_sums is None else self._task_sums.tolist(),
+        }
+
+    def restore_progress(self, checkpoint: Path) -> None:
+        """Take the sums up again that `checkpoint` was written with; call it when training begins."""
+        found = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
+        self._tr_loss += found["loss"]
+        self._total_loss_scalar = found["total_loss"]
+        self._globalstep_last_logged = found["last_logged"]
+        if found["task_sums"] is not None:
+            dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
+            self._task_sums = torch.tensor(found["task_sums"], dtype=dtype, device=self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds `loss/<task>`, the mean over the task's trained tokens since the last log; a task unseen is left out."""

@@ -1,0 +1,74 @@
+"""Trains a recipe in child processes that are killed at random moments, until one of them finishes.
+
+python kill_driver.py RECIPE.json SEED KILLS: prints {"kills": ..., "resumed_from": [...]} as JSON. Children are
+forked, so that each one starts at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import multilora
+from multilora.training.checkpoint import checkpoints
+
+
+def child(recipe):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    try:
+        multilora.train(recipe, resume=True)
+    except BaseException as error:
+        print(repr(error), flush=True)
+        os._exit(1)
+    os._exit(0)
+
+
+def main():
+    path, seed, wanted = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    with open(path) as file:
+        recipe = json.load(file)
+    chance = random.Random(seed)
+    kills, begun = 0, []
+    folder = Path(recipe["output_dir"]) / "checkpoints"
+    log = folder.parent / "metrics.jsonl"
+    while True:
+        found = checkpoints(folder)
+        begun.append(found[-1].name if found else None)
+        process = os.fork()
+        if process == 0:
+            child(recipe)
+        # A third of the kills fall anywhere from the start on, the others a little after the log has grown, so that
+        # the run gets on and dies in the middle of steps and of writing.
+        enough = kills >= wanted
+        size = log.stat().st_size if log.exists() else 0
+        wait = enough or chance.random() > 1 / 3
+        deadline = time.monotonic() + (600 if wait else chance.uniform(0.05, 3))
+        status = None
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(process, os.WNOHANG)
+            if done:
+                break
+            if wait and not enough and log.exists() and log.stat().st_size != size:
+                wait, deadline = False, time.monotonic() + chance.uniform(0, 0.3)
+            time.sleep(0.002)
+        else:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            kills += 1
+            continue
+        if status != 0:
+            sys.exit(f"a child failed with {status} after {kills} kills")
+        print(json.dumps({"kills": kills, "resumed_from": begun}))
+        return
+
+
+if __name__ == "__main__":
+    main()
