@@ -15,15 +15,23 @@ import time
 from pathlib import Path
 
 import torch
+from transformers import TrainerCallback
 
 import multilora
 from multilora.training.checkpoint import checkpoints
 
 
+class Slowly(TrainerCallback):
+    """So that a run is long enough to be killed many times."""
+
+    def on_step_end(self, args, state, control, **_):
+        time.sleep(0.02)
+
+
 def child(recipe):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
-        multilora.train(recipe, resume=True)
+        multilora.train(recipe, resume=True, callbacks=[Slowly()])
     except BaseException as error:
         print(repr(error), flush=True)
         os._exit(1)
