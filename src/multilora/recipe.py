@@ -182,6 +182,11 @@ class EvaluationSection(Section):
     max_examples: int = Field(500, ge=1, description="evaluation examples per task")
     batch_size: int = Field(32, ge=1, description="sequences per forward pass")
     max_new_tokens: int = Field(256, ge=1, description="longest generated response, in tokens")
+    every: int | None = Field(None, ge=1, description="evaluate while training, every so many optimizer steps")
+    max_examples_during: int = Field(100, ge=1, description="evaluation examples per task while training")
+    best_by: str = Field("macro", description="what the best evaluation is best at: macro, worst, or a task's name")
+    keep: Literal["last", "best"] = Field("last", description="which weights the run ends with")
+    patience: int | None = Field(None, ge=1, description="stop after so many evaluations without a better one")
 
 
 class Recipe(Section):
@@ -353,7 +358,22 @@ def _check_recipe(recipe: Recipe) -> list[str]:
     problems += _check_training(recipe.training)
     problems += _check_optimizer(recipe)
     problems += _check_mixture(recipe)
+    problems += _check_evaluation(recipe)
     return problems
+
+
+def _check_evaluation(recipe: Recipe) -> Iterator[str]:
+    section = recipe.evaluation
+    names = [task.name for task in recipe.tasks]
+    if section.best_by not in ("macro", "worst", *names):
+        yield (
+            f"evaluation.best_by: {section.best_by!r} is neither macro nor worst nor a task"
+            f"{nearest(section.best_by, ['macro', 'worst', *names])}"
+        )
+    if section.every is None:
+        for key, unset in (("keep", "last"), ("patience", None)):
+            if getattr(section, key) != unset:
+                yield f"evaluation.{key}: would do nothing without evaluation while training; set evaluation.every"
 
 
 def _check_mixture(recipe: Recipe) -> Iterator[str]:

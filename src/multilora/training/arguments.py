@@ -18,8 +18,8 @@ FIXED = {
     "data_seed": "mixture.seed is the seed of the order",
     "label_smoothing_factor": "the loss is the plain cross-entropy per task",
     "resume_from_checkpoint": "say `--resume`, or train(..., resume=True)",
-    "eval_strategy": "evaluation is `multilora eval`, after training",
-    "load_best_model_at_end": "there is no evaluation during training",
+    "eval_strategy": "evaluation while training is evaluation.every",
+    "load_best_model_at_end": "evaluation.keep says which weights a run ends with",
 }
 
 

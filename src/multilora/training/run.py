@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from multilora.recipe import Recipe
 from multilora.rundir import RECIPE_FILE, Run, check_free, weights_folder
 from multilora.training.arguments import training_arguments
 from multilora.training.checkpoint import StopOnSignal, check_same_recipe, checkpoints, forget_after, step_of
+from multilora.training.during import BEST_FOLDER, EvaluateDuring
 from multilora.training.environment import environment
 from multilora.training.trainer import MultiTaskTrainer
 
@@ -173,6 +175,7 @@ def run_prepared(
         advance(begun)
         recorder = _Recorder(path / "metrics.jsonl", advance, trainer, checkpoint)
         trainer.add_callback(recorder)
+        during = _evaluation(prepared, path, begun, trainer)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except (RuntimeError, OSError) as error:
@@ -183,13 +186,16 @@ def run_prepared(
     if stop.received and trainer.state.global_step < plan_.steps:
         raise RunError(f"stopped by {stop.received} after step {trainer.state.global_step}\n{_last_good(path)}")
     seconds = time.perf_counter() - start
+    kept = during.best["step"] if during and during.best and recipe.evaluation.keep == "best" else None
     if writes:
         # The weights come last: where they lie, the run is finished.
         write_json(
             path / "train.json",
             {
                 "method": recipe.adapter.method,
-                "steps": plan_.steps,
+                "steps": trainer.state.global_step,
+                "planned_steps": plan_.steps,
+                "weights_of_step": kept or trainer.state.global_step,
                 "seconds": round(seconds, 3),
                 "resumed_from_step": begun,
                 "trainable_parameters": trainable,
@@ -198,10 +204,34 @@ def run_prepared(
             },
         )
         with whole_folder(weights_folder(path, recipe.adapter.method)) as folder:
-            model.save_pretrained(str(folder))
+            if kept is None:
+                model.save_pretrained(str(folder))
+            else:
+                shutil.copytree(path / BEST_FOLDER, folder, dirs_exist_ok=True)
             plan_.renderer.tokenizer.save_pretrained(str(folder))
     trainer.accelerator.wait_for_everyone()
     return Run(path)
+
+
+def _evaluation(prepared: Prepared, path: Path, begun: int, trainer: MultiTaskTrainer) -> EvaluateDuring | None:
+    """The callback that evaluates while training, if the recipe asks for it."""
+    section = prepared.recipe.evaluation
+    if section.every is None:
+        return None
+    from multilora.evaluation.run import evaluation_sets, score_tasks
+
+    sets = evaluation_sets(prepared.recipe, section.max_examples_during)
+    plan_, model = prepared.plan, prepared.model
+    callback = EvaluateDuring(
+        section,
+        lambda: score_tasks(model, plan_.renderer, sets, section, plan_.max_length, "evaluating"),
+        path,
+        lambda folder: model.save_pretrained(str(folder)),
+        begun,
+    )
+    callback.trainer = trainer
+    trainer.add_callback(callback)
+    return callback
 
 
 def _last_good(path: Path) -> str:

@@ -1,0 +1,119 @@
+"""Evaluation while training: scores, what was forgotten, the best weights, early stopping, and all of it on resume."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+import multilora
+from multilora.errors import RecipeError, RunError
+from multilora.training.during import merits, summarise
+
+OPTIONS = [
+    "training.max_steps=8",
+    "training.save_steps=2",
+    "training.learning_rate=0.05",
+    "evaluation.every=2",
+    "evaluation.max_examples_during=6",
+    "adapter.lora_dropout=0.1",
+]
+
+
+class FailAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise RuntimeError("power cut")
+
+
+def lines(run):
+    return [json.loads(line) for line in (run.path / "evaluations.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same(one, other):
+    return all(torch.equal(one[key], value) for key, value in other.items())
+
+
+def test_every_task_is_scored_and_logged(recipe):
+    run = multilora.train(recipe, OPTIONS)
+    found = lines(run)
+    assert [line["step"] for line in found] == [2, 4, 6, 8]
+    logged = [line for line in run.metrics if "eval/macro" in line]
+    assert [line["step"] for line in logged] == [2, 4, 6, 8]
+    for line, flat in zip(found, logged, strict=True):
+        assert set(line["tasks"]) == {"even", "echo"}
+        assert flat["eval/even/loss"] == line["tasks"]["even"]["loss"]
+        assert flat["eval/even/accuracy"] == line["tasks"]["even"]["value"]
+        assert line["compared"] == pytest.approx(sum(line["merits"].values()) / 2)
+    best = {"even": -1.0, "echo": -1.0}
+    for line in found:
+        for name, value in line["merits"].items():
+            best[name] = max(best[name], value)
+            assert line["forgotten"][name] == pytest.approx(best[name] - value)
+
+
+def test_evaluation_changes_no_step(recipe, tmp_path):
+    with_it = multilora.train(recipe, OPTIONS)
+    without = multilora.train(recipe, [*OPTIONS, "evaluation.every=null", f"output_dir={tmp_path / 'without'}"])
+    assert same(weights(with_it.weights), weights(without.weights))
+
+
+def test_the_best_weights_are_kept(recipe):
+    run = multilora.train(recipe, [*OPTIONS, "evaluation.keep=best", "evaluation.best_by=echo"])
+    found = lines(run)
+    best = max(found, key=lambda line: line["merits"]["echo"])
+    assert json.loads((run.path / "best" / "evaluation.json").read_text())["step"] == best["step"]
+    assert run.training["weights_of_step"] == best["step"]
+    assert same(weights(run.weights), weights(run.path / "best"))
+    run.load_model()
+
+
+def test_it_stops_when_nothing_gets_better(recipe):
+    run = multilora.train(recipe, [*OPTIONS, "training.learning_rate=1e-12", "evaluation.patience=2"])
+    assert [line["step"] for line in lines(run)] == [2, 4, 6]
+    assert (run.training["steps"], run.training["planned_steps"]) == (6, 8)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_a_resumed_run_evaluates_and_decides_the_same(recipe, tmp_path, stop):
+    options = [*OPTIONS, "evaluation.keep=best", "training.save_steps=3"]
+    whole = multilora.train(recipe, [*options, f"output_dir={tmp_path / 'whole'}"])
+    with pytest.raises(RunError, match="power cut"):
+        multilora.train(recipe, options, callbacks=[FailAt(stop)])
+    resumed = multilora.train(recipe, options, resume=True)
+    assert lines(resumed) == lines(whole)
+    assert same(weights(resumed.weights), weights(whole.weights))
+
+
+def test_what_evaluations_are_compared_by():
+    values = {"a": 0.5, "b": 0.25, "c": -3.0}
+    assert summarise(values, {"a", "b"}, "macro") == 0.375
+    assert summarise(values, {"a", "b"}, "worst") == 0.25
+    assert summarise(values, {"a", "b"}, "c") == -3.0
+    assert summarise({"c": -3.0, "d": -1.0}, set(), "macro") == -2.0
+
+
+def test_a_task_without_a_metric_counts_by_its_loss():
+    from multilora.evaluation.metrics import TaskScore
+
+    score = TaskScore(metric="none", value=None, stderr=None, n=3, loss=2.5, truncated=0, dropped=0, metrics={})
+    assert merits({"chat": score}) == {"chat": -2.5}
+
+
+def test_what_would_do_nothing_is_refused(recipe):
+    with pytest.raises(RecipeError) as caught:
+        multilora.plan(recipe, ["evaluation={best_by: evne, keep: best, patience: 3}"])
+    assert "evaluation.best_by: 'evne' is neither macro nor worst nor a task (did you mean 'even'?)" in str(
+        caught.value
+    )
+    assert "evaluation.keep: would do nothing without evaluation while training" in str(caught.value)
