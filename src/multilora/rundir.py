@@ -4,7 +4,7 @@ recipe.yaml        as resolved, absolute paths          environment.json   versi
 plan/              the order of all training examples   metrics.jsonl      one line per log, loss per task
 adapter/ | model/  what was trained (model/ for `full`) train.json         steps, seconds, parameters
 checkpoints/       what `--resume` goes on from         eval.json          per task, before and after
-analysis/          spectra and figures
+evaluations.jsonl  scores while training, best/ weights analysis/          spectra and figures
 """
 
 from __future__ import annotations
