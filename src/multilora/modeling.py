@@ -88,6 +88,15 @@ def load_base(section: ModelSection, *, trainable: bool = False, source: str | N
 
     logging.disable_progress_bar()  # transformers' own bar for a load of seconds
     dtype = torch.float32 if trainable else getattr(torch, section.dtype)
+    quantized: dict[str, Any] = {}
+    if section.quantization != "none":
+        from transformers import BitsAndBytesConfig
+
+        four = section.quantization == "4bit"
+        settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype} if four else {}
+        config = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four, **settings)
+        # Quantised weights stay where they are loaded.
+        quantized = {"quantization_config": config, "device_map": {"": str(best_device())}}
     return _from_pretrained(
         AutoModelForCausalLM,
         source or model_source(section),
@@ -95,6 +104,7 @@ def load_base(section: ModelSection, *, trainable: bool = False, source: str | N
         dtype=dtype,
         attn_implementation=section.attn_implementation,
         trust_remote_code=section.trust_remote_code,
+        **quantized,
     )
 
 
@@ -145,6 +155,11 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def place(model: Any, device: torch.device) -> Any:
+    """The model on a device; a quantised one is where it was loaded, and stays."""
+    return model if getattr(model, "is_quantized", False) else model.to(device)
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,9 @@ class ModelSection(Section):
     name_or_path: str = Field(description="`nano` (the embedded base), a local folder, or a name on the hub")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="of the frozen weights; whatever is trained is kept in float32"
+    )
+    quantization: Literal["none", "4bit", "8bit"] = Field(
+        "none", description="of the frozen linear maps, by bitsandbytes (4bit: nf4); computed in dtype"
     )
     attn_implementation: str | None = Field(
         None, description="eager, sdpa, flash_attention_2, ...; transformers' own choice by default"
@@ -359,7 +363,18 @@ def _check_recipe(recipe: Recipe) -> list[str]:
     problems += _check_optimizer(recipe)
     problems += _check_mixture(recipe)
     problems += _check_evaluation(recipe)
+    problems += _check_quantization(recipe)
     return problems
+
+
+def _check_quantization(recipe: Recipe) -> Iterator[str]:
+    section = recipe.model
+    if section.quantization == "none":
+        return
+    if recipe.adapter.method == "full":
+        yield f"model.quantization: {section.quantization} weights cannot be trained; use an adapter, or `none`"
+    if find_spec("bitsandbytes") is None:
+        yield f"model.quantization: {section.quantization} needs bitsandbytes; pip install 'multilora[quantization]'"
 
 
 def _check_evaluation(recipe: Recipe) -> Iterator[str]:

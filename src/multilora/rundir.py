@@ -67,13 +67,18 @@ class Run:
         """The base's tokenizer."""
         return load_tokenizer(self.recipe.model)
 
-    def load_base(self) -> Any:
-        """The base model as it was before training, in the precision it was trained on."""
-        recipe = self.recipe
-        return load_base(recipe.model, trainable=recipe.adapter.method == FULL)
+    def load_base(self, *, quantized: bool = True) -> Any:
+        """The base model as it was before training, in the precision it was trained on.
 
-    def load_model(self) -> Any:
-        """The trained model: a `PeftModel`, or the whole model for `full`."""
+        Args:
+            quantized: False: in `model.dtype` even if it was trained on in fewer bits
+        """
+        recipe = self.recipe
+        section = recipe.model if quantized else recipe.model.model_copy(update={"quantization": "none"})
+        return load_base(section, trainable=recipe.adapter.method == FULL)
+
+    def load_model(self, *, quantized: bool = True) -> Any:
+        """The trained model: a `PeftModel`, or the whole model for `full`; `quantized` as in `load_base`."""
         recipe = self.recipe
         if recipe.adapter.method == FULL:
             return load_base(recipe.model, trainable=True, source=str(self.weights))
@@ -81,7 +86,7 @@ class Run:
 
         import multilora.peft_method  # noqa: F401  (registers the method)
 
-        return PeftModel.from_pretrained(self.load_base(), str(self.weights))
+        return PeftModel.from_pretrained(self.load_base(quantized=quantized), str(self.weights))
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

@@ -20,7 +20,7 @@ from multilora.evaluation.questions import prefixes_of, questions_of
 from multilora.evaluation.scoring import Advance, generate, log_likelihoods
 from multilora.evaluation.uncertainty import main_stderr
 from multilora.files import write_json
-from multilora.modeling import best_device
+from multilora.modeling import best_device, place
 from multilora.progress import progress
 from multilora.recipe import EvaluationSection, Recipe
 from multilora.rundir import Run
@@ -66,11 +66,11 @@ def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evalu
     renderer = Renderer(run.load_tokenizer(), recipe.data.template)
     device = best_device()
     # The base anew, not the adapted model with its adapter off: trained biases would stay on.
-    base = run.load_base().to(device)
+    base = place(run.load_base(), device)
     length = max_length(recipe, base)
     before = score_tasks(base, renderer, sets, section, length, "evaluating base")
     del base
-    after = score_tasks(run.load_model().to(device), renderer, sets, section, length, "evaluating run")
+    after = score_tasks(place(run.load_model(), device), renderer, sets, section, length, "evaluating run")
     evaluation = Evaluation(before, after)
     write_json(run.path / "eval.json", evaluation.as_dict())
     return evaluation
@@ -109,8 +109,8 @@ def evaluation_sets(recipe: Recipe, max_examples: int) -> dict[str, tuple[Task, 
 def _whole_groups(groups: Sequence[str], limit: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Places of the examples of randomly drawn groups, at most `limit` unless the first group alone is larger."""
     members: dict[str, list[int]] = {}
-    for place, group in enumerate(groups):
-        members.setdefault(group, []).append(place)
+    for number, group in enumerate(groups):
+        members.setdefault(group, []).append(number)
     names = list(members)
     places: list[int] = []
     for number in rng.permutation(len(names)):

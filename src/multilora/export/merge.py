@@ -14,7 +14,7 @@ from multilora.rundir import Run, check_free
 def export_merged(source: Run | str | Path, out: str | Path) -> Path:
     """Write a run's model with the adapter merged, and its tokenizer, as `save_pretrained` does.
 
-    The sum is taken in float32 and rounded once to the base's dtype.
+    The sum is taken in float32 and rounded once to the base's dtype; of a run on a quantised base, in `model.dtype`.
 
     Args:
         source: a `Run` or a run directory
@@ -30,7 +30,8 @@ def export_merged(source: Run | str | Path, out: str | Path) -> Path:
     out = Path(out)
     check_free(out)
     run = source if isinstance(source, Run) else Run(source)
-    model: Any = run.load_model()
+    # Into the weights before quantisation: merging into 4 bits would round the update away.
+    model: Any = run.load_model(quantized=False)
     method = run.recipe.adapter.method
     if method != FULL:
         try:

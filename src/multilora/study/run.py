@@ -14,7 +14,7 @@ from multilora.analysis.spectrum import Spectrum
 from multilora.data.plan import Plan
 from multilora.evaluation.run import Evaluation, Scores, evaluation_sets, score_tasks
 from multilora.files import write_json
-from multilora.modeling import best_device, load_base
+from multilora.modeling import best_device, load_base, place
 from multilora.recipe import Recipe
 from multilora.rundir import Run, check_free
 from multilora.training.run import prepare, run_prepared
@@ -112,7 +112,7 @@ def compare(recipe: Recipe, methods: Mapping[str, Mapping[str, Any]], out: str |
     plan, renderer = first.plan, first.plan.renderer
     sets = evaluation_sets(recipe, recipe.evaluation.max_examples)
     out.mkdir(parents=True, exist_ok=True)
-    base = load_base(recipe.model).to(best_device())
+    base = place(load_base(recipe.model), best_device())
     before = score_tasks(base, renderer, sets, recipe.evaluation, plan.max_length, "evaluating the base")
     results = []
     for label, method_recipe in recipes.items():

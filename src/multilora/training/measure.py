@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from multilora.data.collate import Collator, pad_token_id
-from multilora.modeling import best_device
+from multilora.modeling import best_device, place
 from multilora.training.run import Prepared
 from multilora.training.trainer import token_losses
 
@@ -32,7 +32,7 @@ def step_cost(prepared: Prepared) -> StepCost:
     """
     model, plan, arguments = prepared.model, prepared.plan, prepared.arguments
     device = best_device()
-    model.to(device).train()
+    place(model, device).train()
     dataset = plan.dataset()
     flatten = plan.packed and str(model.config._attn_implementation).startswith("flash")
     collate = Collator(pad_token_id(plan.renderer.tokenizer), packed=plan.packed, flatten=flatten)

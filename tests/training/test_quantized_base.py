@@ -1,0 +1,47 @@
+"""A run on a base of 4 or 8 bits, from training to the exported model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make_llama, make_tokenizer
+
+import multilora
+from multilora.errors import RecipeError
+
+pytest.importorskip("bitsandbytes")
+
+
+@pytest.fixture
+def quantized(recipe, tmp_path):
+    """Wide enough for whole quantisation blocks."""
+    folder = tmp_path / "wide"
+    make_llama(hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    recipe["model"]["name_or_path"] = str(folder)
+    recipe["training"] |= {"max_steps": 30, "learning_rate": 0.03}
+    return recipe
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_trains_evaluates_and_exports(quantized, tmp_path, bits):
+    run = multilora.train(quantized, [f"model.quantization={bits}"])
+    kinds = {type(module).__name__ for module in run.load_base().modules()}
+    assert ("Linear4bit" if bits == "4bit" else "Linear8bitLt") in kinds
+    losses = [line["loss"] for line in run.metrics if "loss" in line]
+    assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
+    scores = multilora.evaluate(run, max_examples=4)
+    assert scores.after["echo"].loss < scores.before["echo"].loss
+    merged = multilora.export_merged(run, tmp_path / "merged")
+    exact = run.load_model(quantized=False).eval()
+    ids = torch.arange(3, 27).reshape(2, 12)
+    with torch.no_grad():
+        from transformers import AutoModelForCausalLM
+
+        logits = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)(ids).logits
+        torch.testing.assert_close(logits, exact(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_quantised_weights_cannot_be_trained(quantized):
+    with pytest.raises(RecipeError, match=r"model.quantization: 4bit weights cannot be trained; use an adapter"):
+        multilora.plan(quantized, ["model.quantization=4bit", "adapter={method: full}"])
