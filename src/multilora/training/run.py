@@ -125,6 +125,8 @@ def run_prepared(prepared: Prepared, path: Path, callbacks: Sequence[TrainerCall
             callbacks=list(callbacks),
             scale_lr_factor=recipe.optimizer.scale_lr_factor,
             up_lr_factor=recipe.optimizer.up_lr_factor,
+            loss_weighting=recipe.loss.weighting,
+            on_nonfinite=recipe.loss.on_nonfinite,
         )
     except ValueError as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
