@@ -163,7 +163,8 @@ def test_reduced_precision_heads_against_float32(dtype, head_trained):
     hidden, weight, targets = torch.randn(9, 16), torch.randn(50, 16) / 4, torch.randint(0, 50, (9,))
     results = []
     for kind in (torch.float32, dtype):
-        h, w = hidden.to(kind).requires_grad_(), weight.to(kind).requires_grad_(head_trained)
+        h = hidden.to(kind, copy=True).requires_grad_()
+        w = weight.to(kind, copy=True).requires_grad_(head_trained)
         losses = linear_cross_entropy(h, w, None, targets, chunk=4)
         (losses.sum() * 3).backward()
         results.append([losses, h.grad, *([w.grad] if head_trained else [])])
