@@ -89,6 +89,7 @@ def _losses(
         for part, d_logits in _chunks(hidden, head, bias, targets, logit_map, chunk, losses=losses, gradient=gradient):
             if d_hidden is not None:
                 d_hidden[part] = d_logits.to(dtype) @ head
+            del d_logits
     return losses, d_hidden
 
 
@@ -122,6 +123,7 @@ def _chunks(
         if gradient:
             buffer.div_(total).scatter_add_(1, target, torch.full_like(chosen, -1.0)).mul_(slope)
         yield part, buffer
+        del buffer, slope  # before the next chunk's are made; the caller drops its own
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -174,6 +176,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_weight.addmm_(scaled.T, hidden[part].to(dtype))
                 elif d_weight is not None:
                     d_weight += scaled.T @ hidden[part].to(dtype)
+                del d_logits, scaled
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
