@@ -1,8 +1,8 @@
 """The recipe: every option of a run in one validated object. `Recipe.load` reports all problems at once.
 
-Sections: model, adapter, tasks, mixture, data, training, optimizer, evaluation, output_dir. Paths are relative to the
-current directory and are stored as absolute ones, so that a run can be read from anywhere. Importing this module loads
-neither torch nor transformers; checking the `training:` and `adapter:` keys does.
+Sections: model, adapter, tasks, mixture, data, training, optimizer, loss, evaluation, output_dir. Paths are relative to
+the current directory and are stored as absolute ones, so that a run can be read from anywhere. Importing this module
+loads neither torch nor transformers; checking the `training:` and `adapter:` keys does.
 """
 
 from __future__ import annotations
@@ -180,6 +180,19 @@ class OptimizerSection(Section):
     up_lr_factor: float = Field(1.0, gt=0, description="the up-projections B: the same ratio (LoRA+)")
 
 
+class LossSection(Section):
+    """What the loss of an optimizer step is; it holds for all accumulated batches and processes together."""
+
+    weighting: Literal["token", "example", "task"] = Field(
+        "token",
+        description="what counts the same: every trained token, every example's mean, every task's mean in the step",
+    )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="a step whose loss or gradient norm is not finite: end the run, or skip and count it",
+    )
+
+
 class EvaluationSection(Section):
     """How a run is scored."""
 
@@ -203,6 +216,7 @@ class Recipe(Section):
     data: DataSection = Field(default_factory=DataSection)
     training: dict[str, Any] = Field(default_factory=dict, description="transformers.TrainingArguments")
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    loss: LossSection = Field(default_factory=LossSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     output_dir: str = "runs/run"
 

@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from multilora.data.collate import Collator
 from multilora.data.probe import check_packing
 from multilora.errors import InputError
-from multilora.training.trainer import token_losses
+from multilora.training.loss import token_losses
 
 
 def make_qwen2():

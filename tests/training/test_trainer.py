@@ -12,8 +12,8 @@ from multilora import MultiTaskTrainer
 from multilora.data.collate import Collator
 from multilora.errors import InputError
 from multilora.recipe import Recipe
+from multilora.training.loss import token_losses
 from multilora.training.run import prepare
-from multilora.training.trainer import token_losses
 
 
 def batch_of(recipe, count=6):

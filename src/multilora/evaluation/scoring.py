@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from multilora.data.collate import pad_token_id
-from multilora.training.trainer import token_losses
+from multilora.training.loss import token_losses
 
 Advance = Callable[..., None]
 

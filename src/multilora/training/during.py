@@ -95,7 +95,9 @@ class EvaluateDuring(TrainerCallback):
                     write_json(folder / BEST_FILE, line)
             with (self.path / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        self.trainer.log(self._flat(line))
+        flat = self._flat(line)
+        self.trainer.log(flat)
+        control = self.trainer.callback_handler.on_evaluate(args, state, control, flat)
         patience = self.section.patience
         if patience and self.best is not None:
             since = len(self.lines) - 1 - self.lines.index(self.best)

@@ -11,8 +11,8 @@ import torch
 
 from multilora.data.collate import Collator, pad_token_id
 from multilora.modeling import best_device, place
+from multilora.training.loss import token_losses
 from multilora.training.run import Prepared
-from multilora.training.trainer import token_losses
 
 
 @dataclass(frozen=True)

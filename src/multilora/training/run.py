@@ -156,6 +156,8 @@ def run_prepared(
             callbacks=[*callbacks, stop],
             scale_lr_factor=recipe.optimizer.scale_lr_factor,
             up_lr_factor=recipe.optimizer.up_lr_factor,
+            loss_weighting=recipe.loss.weighting,
+            on_nonfinite=recipe.loss.on_nonfinite,
         )
     except ValueError as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
@@ -178,6 +180,8 @@ def run_prepared(
         during = _evaluation(prepared, path, begun, trainer)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except RunError as error:
+            raise RunError(f"{error}\n{_last_good(path)}") from error
         except (RuntimeError, OSError) as error:
             raise RunError(
                 f"training failed at step {trainer.state.global_step}: {' '.join(str(error).split())}\n"

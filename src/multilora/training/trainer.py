@@ -1,15 +1,13 @@
-"""transformers' Trainer with three differences: the loss (per task, in the same pass), the order, the batches."""
+"""transformers' Trainer with our loss (weighted, logged per task), order, batches and watch over every step."""
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
@@ -17,40 +15,12 @@ from multilora.data.collate import Collator, pad_token_id
 from multilora.data.plan import Plan
 from multilora.errors import InputError
 from multilora.files import write_json
+from multilora.training import weighting
 from multilora.training.checkpoint import PREFIX, PROGRESS_FILE, keep_newest, staged
 from multilora.training.groups import split_groups
-
-
-def token_losses(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of every trained token.
-
-    The vocabulary projection is taken only at positions that some row of the batch trains on (the model's
-    `logits_to_keep`), which for responses behind long prompts saves most of the logits.
-
-    Args:
-        model: a causal language model
-        inputs: input_ids and attention_mask or position_ids, [batch, length]
-        labels: [batch, length], -100 where not trained on; token t is predicted at position t - 1
-
-    Returns:
-        (losses [trained tokens] in float32 nats, mask [batch, length - 1] of the trained positions)
-    """
-    targets = labels[:, 1:]
-    trained = targets != -100
-    positions = trained.any(dim=0).nonzero().squeeze(-1)
-    if _keeps_logits(model):
-        logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
-    else:
-        logits = model(**inputs, use_cache=False).logits[:, positions]
-    kept = trained[:, positions]
-    losses = F.cross_entropy(logits[kept].float(), targets[:, positions][kept], reduction="none")
-    return losses, trained
-
-
-def _keeps_logits(model: Any) -> bool:
-    inner = model.module if hasattr(model, "module") else model
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+from multilora.training.health import Health, OnNonfinite
+from multilora.training.loss import token_losses
+from multilora.training.tally import Tally
 
 
 class MultiTaskTrainer(Trainer):
@@ -62,11 +32,15 @@ class MultiTaskTrainer(Trainer):
         plan: from `multilora.plan`; its rows per step must equal what `args` asks for
         scale_lr_factor: learning rate of MultiLoRA's scales over `args.learning_rate`
         up_lr_factor: the same for the up-projections B of MultiLoRA and LoRA
+        loss_weighting: what counts the same in a step's loss: every trained `token`, every `example` (the mean over its
+            trained tokens), or every `task` of the step (likewise)
+        on_nonfinite: `stop` or `skip` a step whose loss or gradient norm is not finite
         **kwargs: passed on to `transformers.Trainer`
 
     Raises:
         InputError: batch size, accumulation and processes do not multiply to the plan's rows per step, or one
-            process would drive several GPUs.
+            process would drive several GPUs; an unknown weighting or `on_nonfinite`.
+        RunError: while training, at a step that is not finite.
     """
 
     def __init__(
@@ -77,6 +51,8 @@ class MultiTaskTrainer(Trainer):
         *,
         scale_lr_factor: float = 1.0,
         up_lr_factor: float = 1.0,
+        loss_weighting: weighting.Weighting = "token",
+        on_nonfinite: OnNonfinite = "stop",
         **kwargs: Any,
     ) -> None:
         asked = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -91,9 +67,11 @@ class MultiTaskTrainer(Trainer):
                 f"one process would drive {args.n_gpu} GPUs (DataParallel), which the loss does not support; start one "
                 "process per GPU with torchrun or accelerate, or choose one with CUDA_VISIBLE_DEVICES"
             )
+        weighting.check(loss_weighting)
         args.remove_unused_columns = False
         # transformers would remove an old checkpoint before the new one is whole.
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
+        args.logging_nan_inf_filter = False  # it hides what `health` reports, and waits for the device every batch
         tokenizer = plan.renderer.tokenizer
         super().__init__(
             model=model,
@@ -109,10 +87,13 @@ class MultiTaskTrainer(Trainer):
         )
         self.plan = plan
         self.lr_factors = {"scale_factor": scale_lr_factor, "up_factor": up_lr_factor}
-        # The loss below is divided by the trained tokens of the whole accumulated batch, over all processes.
+        self.loss_weighting = loss_weighting
+        # The loss below is divided by a count over the whole accumulated batch, over all processes.
         self.model_accepts_loss_kwargs = True
-        self._task_sums: Tensor | None = None
         self._staging: Path | None = None
+        self.tally = Tally(len(plan.task_names))
+        self.health = Health(plan, self.tally, self.accelerator, on_nonfinite)
+        self.add_callback(self.health)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         """The plan's own order."""
@@ -134,24 +115,37 @@ class MultiTaskTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The mean cross-entropy over the trained tokens of the (accumulated, gathered) batch."""
-        inputs = dict(inputs)
-        labels, task_ids = inputs.pop("labels"), inputs.pop("task_ids")
-        losses, trained = token_losses(model, inputs, labels)
-        if model.training:
-            self._count(losses.detach(), task_ids[:, 1:][trained])
-        count = losses.numel() if num_items_in_batch is None else num_items_in_batch
-        loss = losses.sum() / count
+        """The weighted mean cross-entropy over the trained tokens of the (accumulated, gathered) batch."""
+        batch = dict(inputs)
+        given = {key: value for key, value in batch.items() if key not in ("labels", "task_ids")}
+        losses, trained = token_losses(model, given, batch["labels"])
+        total = self._totals(batch) if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        loss = weighting.weighted_loss(self.loss_weighting, losses, batch, total)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
+        if model.training:
+            self.tally.add(loss, losses, batch["task_ids"][:, 1:][trained])
         return (loss, {}) if return_outputs else loss
 
-    def _count(self, losses: Tensor, tasks: Tensor) -> None:
-        if self._task_sums is None:
-            dtype = torch.float32 if losses.device.type == "mps" else torch.float64
-            self._task_sums = torch.zeros(len(self.plan.task_names), 2, dtype=dtype, device=losses.device)
-        values = torch.stack([losses, torch.ones_like(losses)], dim=-1).to(self._task_sums.dtype)
-        self._task_sums.index_add_(0, tasks, values)
+    def _totals(self, batch: dict[str, Tensor]) -> Tensor:
+        return weighting.totals(self.loss_weighting, batch, len(self.plan.task_names))
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Any:
+        """What the step's loss is divided by, over all accumulated batches and processes."""
+        if self.loss_weighting == "token" or not batch_samples:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        total = torch.stack([self._totals(batch) for batch in batch_samples]).sum(dim=0).to(device)
+        return self.accelerator.reduce(total, reduction="sum") if self.args.average_tokens_across_devices else total
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """transformers' own; a batch that is not finite must not spoil the running sum of a run that skips steps."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss if self.health.on_nonfinite == "stop" else loss.nan_to_num(0.0, 0.0, 0.0)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """transformers' own, shown to `health`."""
+        self.health.gradient_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.health.gradient_norm
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
@@ -163,20 +157,29 @@ class MultiTaskTrainer(Trainer):
         with staged(folder, main_process=main_process, wait=self.accelerator.wait_for_everyone) as self._staging:
             try:
                 super()._save_checkpoint(model, trial)
+                found = self._progress()
                 if main_process:
-                    target = self._staging / f"{PREFIX}{self.state.global_step}" / PROGRESS_FILE
-                    write_json(target, self._progress())
+                    write_json(self._staging / f"{PREFIX}{self.state.global_step}" / PROGRESS_FILE, found)
             finally:
                 self._staging = None
         if main_process:
             keep_newest(folder, self.checkpoint_limit)
 
     def _progress(self) -> dict[str, Any]:
+        """All processes together; each must call it."""
+
+        def over_processes(sums: Tensor | None, how: str) -> Any:
+            return None if sums is None else self.accelerator.reduce(sums, reduction=how).tolist()
+
         return {
-            "loss": self._tr_loss.item(),
+            "loss": over_processes(self._tr_loss, "mean"),
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
-            "task_sums": None if self._task_sums is None else self._task_sums.tolist(),
+            "tally_loss": over_processes(self.tally.loss, "mean"),
+            "tally_tasks": over_processes(self.tally.tasks, "sum"),
+            "tally_steps": self.tally.steps,
+            "tally_skipped": self.tally.skipped,
+            "skipped_steps": self.health.skipped_steps,
         }
 
     def restore_progress(self, checkpoint: Path) -> None:
@@ -185,16 +188,32 @@ class MultiTaskTrainer(Trainer):
         self._tr_loss += found["loss"]
         self._total_loss_scalar = found["total_loss"]
         self._globalstep_last_logged = found["last_logged"]
-        if found["task_sums"] is not None:
+        self.health.skipped_steps = found["skipped_steps"]
+        self.tally.steps, self.tally.skipped = found["tally_steps"], found["tally_skipped"]
+        if found["tally_loss"] is not None:
             dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
-            self._task_sums = torch.tensor(found["task_sums"], dtype=dtype, device=self.args.device)
+            device = self.args.device
+            self.tally.loss = torch.tensor(found["tally_loss"], dtype=dtype, device=device)
+            tasks = torch.tensor(found["tally_tasks"], dtype=dtype, device=device)
+            # Summed over processes again at the next log.
+            self.tally.tasks = tasks if self.is_world_process_zero() else torch.zeros_like(tasks)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds `loss/<task>`, the mean over the task's trained tokens since the last log; a task unseen is left out."""
-        if "loss" in logs and self._task_sums is not None:
-            sums: Any = self.accelerator.reduce(self._task_sums, reduction="sum")
-            for name, (total, count) in zip(self.plan.task_names, sums.tolist(), strict=True):
-                if count:
-                    logs[f"loss/{name}"] = total / count
-            self._task_sums.zero_()
+        """Adds `loss/<task>`, the mean over the task's trained tokens since the last log, and what `health` knows.
+
+        A task unseen is left out. `loss` is the mean over the steps taken; it is left out if all were skipped.
+        """
+        if "loss" in logs:
+            if self.tally.skipped:
+                del logs["loss"]
+            if self.tally.loss is not None and self.tally.tasks is not None:
+                if self.tally.skipped:
+                    loss: Any = self.accelerator.reduce(self.tally.loss, reduction="mean")
+                    logs["loss"] = loss.item() / self.tally.steps
+                sums: Any = self.accelerator.reduce(self.tally.tasks, reduction="sum")
+                for name, (total, count) in zip(self.plan.task_names, sums.tolist(), strict=True):
+                    if count:
+                        logs[f"loss/{name}"] = total / count
+            self.tally.clear()
+            logs.update(self.health.logs(self.model, self.state.global_step))
         super().log(logs, start_time)

@@ -1,0 +1,78 @@
+"""How trained tokens are weighted in the loss: each the same, each example the same, or each task the same.
+
+A step's loss is a weighted mean over its whole batch: all accumulated batches of all processes. What the weights need
+to know of it (`totals`) is a sum over these, taken before the first of them is run.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from multilora.errors import InputError
+
+Weighting = Literal["token", "example", "task"]
+Batch = dict[str, Tensor]
+
+
+def check(weighting: str) -> None:
+    """Refuse an unknown name.
+
+    Raises:
+        InputError: it is none of token, example, task.
+    """
+    if weighting not in get_args(Weighting):
+        raise InputError(f"loss weighting {weighting!r}; expected one of {', '.join(get_args(Weighting))}")
+
+
+def examples_of(batch: Batch) -> Tensor:
+    """The example of every token, [batch, length]: a number per row, or per segment (position 0 starts one)."""
+    if "position_ids" not in batch:
+        rows = torch.arange(len(batch["labels"]), device=batch["labels"].device)
+        return rows[:, None].expand_as(batch["labels"])
+    starts = batch["position_ids"] == 0
+    return starts.flatten().cumsum(0).view_as(starts) - 1
+
+
+def totals(weighting: Weighting, batch: Batch, num_tasks: int) -> Tensor:
+    """What a batch adds to the normaliser: its trained tokens, its examples, or the trained tokens of every task.
+
+    Args:
+        weighting: see the module
+        batch: from `multilora.data.collate.Collator`
+        num_tasks: of the plan
+
+    Returns:
+        int64, [] or, by task, [num_tasks]; examples without a trained token don't count
+    """
+    trained = batch["labels"][:, 1:] != -100
+    if weighting == "task":
+        return torch.bincount(batch["task_ids"][:, 1:][trained], minlength=num_tasks)
+    if weighting == "example":
+        return (torch.bincount(examples_of(batch)[:, 1:][trained]) > 0).sum()
+    return trained.sum()
+
+
+def weighted_loss(weighting: Weighting, losses: Tensor, batch: Batch, total: Tensor) -> Tensor:
+    """A batch's part of the step's loss: added up over the batches of a step it is the weighted mean.
+
+    Args:
+        weighting: see the module
+        losses: [trained tokens], from `token_losses`
+        batch: the one they are of
+        total: sum of `totals` over all batches of the step
+
+    Returns:
+        [], float32
+    """
+    if weighting == "token":
+        return losses.sum() / total
+    trained = batch["labels"][:, 1:] != -100
+    if weighting == "task":
+        tasks = batch["task_ids"][:, 1:][trained]
+        return (losses / total[tasks]).sum() / (total > 0).sum()
+    examples = examples_of(batch)[:, 1:][trained]
+    lengths = torch.bincount(examples, minlength=1)
+    return (losses / lengths[examples]).sum() / total
