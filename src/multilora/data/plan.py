@@ -347,6 +347,8 @@ def _mixed(
         found = mixture.stream(draws, shares, wanted.amount)
         packed = pack(_of(found, draws, lengths), wanted.capacity, seed)
         rows = wanted.whole_rows(int(packed.max()) + 1)
+        if rows == int(packed.max()) + 1:  # nothing to be filled up
+            return packed, found
     else:
         rows = wanted.steps * wanted.rows_per_step
     return _packed_rows(draws, lengths, shares, rows, wanted.capacity, seed)
