@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class MultiLoraError(Exception):
@@ -59,6 +60,16 @@ class RunDirectoryError(InputError):
 
 class RunError(MultiLoraError, RuntimeError):
     """Training, evaluation or analysis failed after its input was accepted."""
+
+
+def changes(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """One line per place where two nested values differ: `training.max_steps: was 100, is 200`."""
+    if isinstance(before, list) and isinstance(after, list):
+        before, after = (dict(enumerate(value)) for value in (before, after))
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        return [line for key in keys for line in changes(before.get(key), after.get(key), f"{prefix}{key}.")]
+    return [] if before == after else [f"{prefix.rstrip('.')}: was {before!r}, is {after!r}"]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

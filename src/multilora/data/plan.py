@@ -24,7 +24,7 @@ from multilora.data.mixture import Draws, Int64, Stream
 from multilora.data.pack import pack
 from multilora.data.render import Renderer
 from multilora.data.tokenize import TokenizedTask, TokenizeOptions, tokenize_task
-from multilora.errors import DataError, RecipeError, RunDirectoryError
+from multilora.errors import DataError, RecipeError, RunDirectoryError, changes
 from multilora.files import write_json
 from multilora.progress import progress
 from multilora.recipe import MixtureSection, Recipe
@@ -180,23 +180,13 @@ class Plan:
             saved = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["made_from"]
         except (OSError, KeyError, json.JSONDecodeError) as error:
             raise RunDirectoryError(f"{folder / SUMMARY_FILE}: no readable plan ({error})") from None
-        now = json.loads(json.dumps(self.made_from))
-        differences = [
-            f"{key}: was {_short(saved.get(key))}, is {_short(now.get(key))}"
-            for key in sorted({*saved, *now})
-            if saved.get(key) != now.get(key)
-        ]
-        if differences:
+        found = changes(saved, json.loads(json.dumps(self.made_from)))
+        if found:
             raise RunDirectoryError(
                 f"{folder}: the plan saved there was made from something else:\n  "
-                + "\n  ".join(differences)
+                + "\n  ".join(found)
                 + "\nrestore it to go on with this run, or start another one in a new output_dir"
             )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def make_plan(

@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from multilora.errors import RunDirectoryError
+from multilora.errors import RunDirectoryError, changes
 from multilora.files import write_text
 from multilora.recipe import Recipe
 
@@ -85,33 +85,18 @@ def keep_newest(folder: Path, limit: int | None) -> None:
 
 
 def check_same_recipe(now: Recipe, saved: Recipe) -> None:
-    """A run goes on with the recipe it began with; only `output_dir` and `evaluation` may differ.
+    """A run goes on with the recipe it began with; only `output_dir` may differ.
 
     Raises:
         RunDirectoryError: names every difference.
     """
-    before, after = (_flat(recipe.model_dump(exclude={"output_dir", "evaluation"})) for recipe in (saved, now))
-    differences = [
-        f"{key}: was {before.get(key)!r}, is {after.get(key)!r}"
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
-    ]
-    if differences:
+    found = changes(saved.model_dump(exclude={"output_dir"}), now.model_dump(exclude={"output_dir"}))
+    if found:
         raise RunDirectoryError(
             f"{now.output_dir}: the run there was begun with another recipe:\n  "
-            + "\n  ".join(differences)
+            + "\n  ".join(found)
             + "\nrestore these to resume it, or start another run in a new output_dir"
         )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in items:
-        flat |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def forget_after(log: Path, step: int) -> None:
