@@ -29,7 +29,7 @@ def test_two_processes_equal_one(recipe, tmp_path, packing):
     whole = multilora.train(recipe, [f"output_dir={tmp_path / 'whole'}"])
     recipe["training"] |= {"per_device_train_batch_size": 2, "ddp_backend": "gloo"}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))  # JSON is YAML
-    torchrun = ["torch.distributed.run", "--nproc-per-node=2", f"--master-port={29500 + packing}"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     code, output = launch(*torchrun, "-m", "multilora", "train", str(tmp_path / "recipe.json"))
     assert code == 0, output
     run = Run(recipe["output_dir"])

@@ -16,7 +16,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, json: AsJson = False, 
     from multilora.cli.show import show_json
     from multilora.data import plan_cache
 
-    key = plan_cache.cache_key(recipe, [*(overrides or ()), *([] if measure else ["output_dir=unmeasured"])])
+    key = plan_cache.cache_key(recipe, overrides or (), measured=measure)
     shown = plan_cache.read(key)
     if shown is None:
         shown = _make(recipe, overrides or [], measure)

@@ -22,8 +22,13 @@ from multilora.recipe import HUB_PREFIX, Recipe
 PACKAGES = ("multilora", "torch", "transformers", "tokenizers", "peft", "datasets")
 
 
-def cache_key(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str]) -> str | None:
-    """A name for all that a plan depends on; None where that cannot be told from here (the hub, a faulty recipe)."""
+def cache_key(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str], *, measured: bool
+) -> str | None:
+    """A name for all that a shown plan depends on; None where that cannot be told from here (the hub, a faulty recipe).
+
+    `measured`: the cost of a step is shown too.
+    """
     try:
         values, problems = Recipe.read(source, overrides)
         recipe = Recipe.model_validate(values)
@@ -45,7 +50,7 @@ def cache_key(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterab
     code = [str(path) for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
     state = [entry for path in (*paths, *code) for entry in _state(Path(path).expanduser())]
     versions = [version(name) for name in PACKAGES]
-    described = json.dumps([recipe.model_dump(mode="json"), os.getcwd(), versions, state])
+    described = json.dumps([recipe.model_dump(mode="json"), os.getcwd(), versions, state, measured])
     return hashlib.sha256(described.encode()).hexdigest()[:32]
 
 
