@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
 from conftest import make_llama, randomise
 from peft import get_peft_model
+from processes import WORLD, together
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -24,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from multilora import MultiLoraConfig
 
-STEPS, WORLD = 6, 2
+STEPS = 6
 BATCHES = torch.randint(3, 320, (STEPS, 4, 16), generator=torch.Generator().manual_seed(0))
 
 
@@ -103,21 +102,16 @@ def with_fsdp2_resumed(rank, folder, scaling):
     return losses, gathered(model)
 
 
-def process(rank, work, folder, scaling):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
-    try:
-        losses, parameters = work(rank, folder, scaling)
-        if rank == 0:
-            torch.save((losses, parameters), folder / "result.pt")
-    finally:
-        dist.destroy_process_group()
+def process(rank, folder, work, scaling):
+    losses, parameters = work(rank, folder, scaling)
+    if rank == 0:
+        torch.save((losses, parameters), folder / "result.pt")
 
 
 @pytest.mark.parametrize("scaling", ["vector", "scalar"])
 @pytest.mark.parametrize("work", [with_ddp, with_fsdp2, with_fsdp2_resumed])
 def test_two_processes_equal_one(tmp_path: Path, work, scaling):
-    mp.spawn(partial(process, work=work, folder=tmp_path, scaling=scaling), nprocs=WORLD)
+    together(process, tmp_path, work, scaling)
     losses, parameters = torch.load(tmp_path / "result.pt")
     model = make_model(scaling)
     before = adapter(model)

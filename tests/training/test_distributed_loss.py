@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import make_gpt2, make_llama
 from peft import get_peft_model
+from processes import WORLD, together
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -20,7 +18,7 @@ import multilora
 from multilora import MultiLoraConfig
 from multilora.training.loss import token_losses
 
-WORLD, ROWS = 2, 4
+ROWS = 4
 IDS = torch.randint(3, 320, (ROWS, 10), generator=torch.Generator().manual_seed(0))
 LABELS = torch.where(torch.rand(IDS.shape, generator=torch.Generator().manual_seed(1)) < 0.5, IDS, -100)
 COUNT = (LABELS[:, 1:] != -100).sum()
@@ -70,22 +68,16 @@ def train(recipe, path, weighting, size):
 
 
 def process(rank, folder, recipe):
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD), MASTER_ADDR="127.0.0.1", MASTER_PORT="29631"
-    )
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=WORLD)
     results = {name: two_steps(wrap(make()), rank, WORLD) for name, (make, wrap) in CASES.items()}
     if rank == 0:
         torch.save(results, folder / "gradients.pt")
     for weighting in ("token", "example", "task"):
         train(recipe, folder / weighting, weighting, size=1)
-    dist.destroy_process_group()
 
 
 def test_two_processes_equal_one(recipe, tmp_path):
     multilora.plan(recipe, ["data.num_proc=1"])  # fills the cache that the processes read
-    mp.spawn(process, (tmp_path, recipe), nprocs=WORLD)
+    together(process, tmp_path, recipe)
     results = torch.load(tmp_path / "gradients.pt")
     for case, (make, _) in CASES.items():
         wanted = two_steps(make())
