@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from multilora.processes import is_main_process
+
 
 class RateColumn(ProgressColumn):
     """Finished units per second."""
@@ -29,7 +31,10 @@ class RateColumn(ProgressColumn):
 
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A bar for `total` units; yields `advance(units=1, note="")`, where the note is shown behind the bar."""
+    """A bar for `total` units; yields `advance(units=1, note="")`, where the note is shown behind the bar.
+
+    Of several processes the first one shows it.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
@@ -38,7 +43,8 @@ def progress(description: str, total: int | None) -> Iterator[Callable[..., None
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+    hidden = not is_main_process()
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4, disable=hidden) as bar:
         task = bar.add_task(description, total=total, note="")
 
         def advance(units: int = 1, note: str | None = None) -> None:

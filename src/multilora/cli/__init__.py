@@ -14,14 +14,21 @@ def main() -> None:
     """Run the command line and exit."""
     from multilora.cli.app import app
     from multilora.errors import InputError, MultiLoraError
+    from multilora.processes import end_process
 
     # PEFT reads an attribute that transformers has renamed; nothing a user could mend.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     try:
         app()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except MultiLoraError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        code = 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        sys.exit(130)
+        code = 130
+    else:
+        code = 0
+    end_process(code)
+    sys.exit(code)

@@ -14,9 +14,12 @@ Resume = Annotated[bool, typer.Option("--resume", help="go on from the last whol
 def train(recipe: RecipePath, overrides: Overrides = None, resume: Resume = False, json: AsJson = False) -> None:
     """Train a recipe and write its run directory."""
     from multilora.cli.show import show_json, table
+    from multilora.processes import is_main_process
     from multilora.training.run import train as train_recipe
 
     run = train_recipe(recipe, overrides or (), resume=resume)
+    if not is_main_process():
+        return
     facts = run.training
     logged = [line for line in run.metrics if "loss" in line]
     names = [section.name for section in run.recipe.tasks]

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from multilora.files import whole_folder, write_json
+from multilora.files import write_json
 from multilora.recipe import EvaluationSection
 from multilora.training.checkpoint import forget_after
 
@@ -49,9 +50,8 @@ class EvaluateDuring(TrainerCallback):
 
     Args:
         section: of the recipe
-        score: scores the model as it is now
+        score: scores the model as it is now; every process calls it, the first one's scores count
         path: of the run
-        save: writes the model's weights into a folder
         begun: the step the run goes on from; later lines of an earlier attempt are dropped
     """
 
@@ -60,11 +60,10 @@ class EvaluateDuring(TrainerCallback):
         section: EvaluationSection,
         score: Callable[[], dict[str, TaskScore]],
         path: Path,
-        save: Callable[[Path], None],
         begun: int,
     ) -> None:
-        self.section, self.score, self.path, self.save = section, score, path, save
-        self.trainer: Any = None  # set once it is made; it logs
+        self.section, self.score, self.path = section, score, path
+        self.trainer: Any = None  # a MultiTaskTrainer, set once it is made: it logs and writes weights
         log = path / LOG_FILE
         forget_after(log, begun)
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
@@ -86,13 +85,12 @@ class EvaluateDuring(TrainerCallback):
         with torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else []):
             scores = self.score()
         model.train()
-        line = self._line(state.global_step, scores)
+        # What is decided from it must be decided alike in every process.
+        (line,) = broadcast_object_list([self._line(state.global_step, scores)])
         self.lines.append(line)
+        if self.best is line:
+            self.trainer.write_weights(self.path / BEST_FOLDER, lambda folder: write_json(folder / BEST_FILE, line))
         if state.is_world_process_zero:
-            if self.best is line:
-                with whole_folder(self.path / BEST_FOLDER) as folder:
-                    self.save(folder)
-                    write_json(folder / BEST_FILE, line)
             with (self.path / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         flat = self._flat(line)

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from multilora.data.plan import Plan
 from multilora.errors import InputError, RunError
 from multilora.peft_method.layer import MultiLoraLayer
+from multilora.training.sharded import whole
 from multilora.training.tally import Tally
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Health(TrainerCallback):
         values = [] if loss is None else [loss.float()]
         if getattr(self.accelerator, "scaler", None) is None:
             norm = gradient_norm(model) if self.gradient_norm is None else torch.as_tensor(self.gradient_norm)
-            values.append(norm.float())
+            values.append(whole(norm).float())
         self.gradient_norm = None
         if not values:
             return
@@ -135,9 +136,9 @@ class Health(TrainerCallback):
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
-    """The 2-norm of all gradients, []; 0 where there are none."""
+    """The 2-norm of all gradients, []; 0 where there are none. Of a sharded model all processes must call it."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    return whole(torch.nn.utils.get_total_norm(gradients))
 
 
 def describe_rows(plan: Plan, step: int) -> str:
@@ -158,12 +159,12 @@ def describe_rows(plan: Plan, step: int) -> str:
 
 
 def _scales(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every trained scale with its module's name; the branch is the last axis."""
+    """Every trained scale, whole, with its module's name; the branch is the last axis."""
     for name, module in model.named_modules():
         if isinstance(module, MultiLoraLayer):
             for parameter in module.multilora_scale.parameters():
                 if parameter.requires_grad:
-                    yield name, parameter.detach()
+                    yield name, whole(parameter.detach())
 
 
 def scale_norms(model: nn.Module) -> list[float]:

@@ -57,7 +57,7 @@ def token_losses(
         results.append(
             linear_cross_entropy(hidden[:, :-1][trained], head.weight, head.bias, chosen, logit_map, chunk=chunk)
         )
-        return results[-1][None, :, None]
+        return results[-1][None, :, None].clone()  # wrappers hang hooks on what they get, which a view may lose
 
     with replaced(head, losses_of) as calls:
         output = model(**inputs, use_cache=False).logits

@@ -16,6 +16,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from multilora.training.linear_loss import LogitMap
@@ -57,7 +59,7 @@ def plain_head(model: Any) -> nn.Linear | None:
     """The output head if nothing but its weight and bias decides what it does, else None (and a warning, once).
 
     It must be an `nn.Linear` itself, in floating point, with no hook, no adapter around it and no forward of its own,
-    and the model must not be compiled.
+    and the model must not be compiled as a whole. FSDP2 may shard it: in the head's forward its weight is whole.
     """
     wrappers = _unwrapped(model)
     base = wrappers[-1]
@@ -73,14 +75,22 @@ def _not_plain(wrappers: list[Any], head: Any) -> str | None:
     for wrapper in wrappers:
         if hasattr(wrapper, "_orig_mod") or getattr(wrapper, "_compiled_call_impl", None) is not None:
             return "the model is compiled"
-    if type(head) is not nn.Linear:
+    # FSDP2 gives a module a class made of its own and FSDPModule.
+    if type(head) is not nn.Linear and type(head).__bases__ != (FSDPModule, nn.Linear):
         return f"it is a {type(head).__name__}, not an nn.Linear"
+    sharded = any(isinstance(module, FSDPModule) for module in (*wrappers, head))
     for part in (head.weight, head.bias):
-        if part is not None and not (type(part.data) is Tensor and part.is_floating_point()):
+        plain = part is None or type(part.data) is Tensor or (sharded and isinstance(part, DTensor))
+        if not (plain and (part is None or part.is_floating_point())):
             return f"its parameters are {type(part.data).__name__}, not plain tensors"
-    if "forward" in vars(head) or any(getattr(head, name) for name in _HOOKS):
+    if "forward" in vars(head) or any(_foreign(hook) for name in _HOOKS for hook in getattr(head, name).values()):
         return "it has hooks or a forward of its own"
     return None
+
+
+def _foreign(hook: Any) -> bool:
+    """Whether a hook is not one of FSDP2's, which gather the weight and let it go."""
+    return not str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp.")
 
 
 def warn_once(base: nn.Module, reason: str) -> None:
@@ -148,6 +158,8 @@ def _look(model: Any, head: nn.Linear, inputs: dict[str, Any], trained: Tensor) 
     def look(hidden: Tensor) -> Tensor:
         if hidden.shape[:2] != (trained.shape[0], trained.shape[1] + 1):
             raise ValueError(f"it sees {list(hidden.shape)}, not a state for every token")
+        if isinstance(head.weight, DTensor):
+            raise ValueError("its weight is spread over processes even in its forward")
         sample = hidden[:, :-1][trained][:_SAMPLE]
         own = F.linear(sample, head.weight, head.bias).float()
         known = torch.tensor(_PROBE, device=own.device)[:, None].expand(-1, own.shape[-1])

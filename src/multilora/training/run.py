@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from multilora.data.probe import check_packing
 from multilora.errors import InputError, RecipeError, RunError
 from multilora.files import whole_folder, write_json, write_text
 from multilora.modeling import FULL, attach, load_base, load_tokenizer, parameter_counts
+from multilora.processes import is_main_process
 from multilora.progress import progress
 from multilora.recipe import Recipe
 from multilora.rundir import RECIPE_FILE, Run, check_free, weights_folder
@@ -27,6 +27,7 @@ from multilora.training.arguments import training_arguments
 from multilora.training.checkpoint import StopOnSignal, check_same_recipe, checkpoints, forget_after, step_of
 from multilora.training.during import BEST_FOLDER, EvaluateDuring
 from multilora.training.environment import environment
+from multilora.training.sharded import check_sharding
 from multilora.training.trainer import MultiTaskTrainer
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
             max_steps=arguments.max_steps,
             epochs=arguments.num_train_epochs,
         )
-    if plan.packed:
+    if plan.packed and is_main_process():  # under FSDP the others may hold no weights yet
         check_packing(model)
     model = attach(model, recipe.adapter, seed=arguments.seed)
     if method == FULL and recipe.model.dtype == "bfloat16" and "bf16" not in recipe.training:
@@ -136,7 +137,7 @@ def train(
         if not found:
             logger.warning("%s: no whole checkpoint; training starts from its beginning", path)
         return run_prepared(prepared, path, callbacks, found[-1] if found else None)
-    if int(os.environ.get("RANK", "0")) == 0:  # of several processes, one checks and writes
+    if is_main_process():  # of several, one checks and writes
         check_free(path)
     return run_prepared(prepare(checked), path, callbacks)
 
@@ -161,8 +162,7 @@ def run_prepared(
         )
     except ValueError as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise InputError("training: FSDP and DeepSpeed are not supported yet; use a single process or DDP")
+    check_sharding(trainer)
     trainer.remove_callback(PrinterCallback)  # it prints every log to stdout
     writes = trainer.is_world_process_zero()
     begun = step_of(checkpoint) if checkpoint else 0
@@ -192,7 +192,6 @@ def run_prepared(
     seconds = time.perf_counter() - start
     kept = during.best["step"] if during and during.best and recipe.evaluation.keep == "best" else None
     if writes:
-        # The weights come last: where they lie, the run is finished.
         write_json(
             path / "train.json",
             {
@@ -207,12 +206,14 @@ def run_prepared(
                 "tokens": int(sum(entry.tokens for entry in plan_.summary())),
             },
         )
-        with whole_folder(weights_folder(path, recipe.adapter.method)) as folder:
-            if kept is None:
-                model.save_pretrained(str(folder))
-            else:
-                shutil.copytree(path / BEST_FOLDER, folder, dirs_exist_ok=True)
-            plan_.renderer.tokenizer.save_pretrained(str(folder))
+    # The weights come last: where they lie, the run is finished.
+    weights, tokenizer = weights_folder(path, recipe.adapter.method), plan_.renderer.tokenizer
+    if kept is None:
+        trainer.write_weights(weights, lambda folder: tokenizer.save_pretrained(str(folder)))
+    elif writes:
+        with whole_folder(weights) as folder:
+            shutil.copytree(path / BEST_FOLDER, folder, dirs_exist_ok=True)
+            tokenizer.save_pretrained(str(folder))
     trainer.accelerator.wait_for_everyone()
     return Run(path)
 
@@ -230,7 +231,6 @@ def _evaluation(prepared: Prepared, path: Path, begun: int, trainer: MultiTaskTr
         section,
         lambda: score_tasks(model, plan_.renderer, sets, section, plan_.max_length, "evaluating"),
         path,
-        lambda folder: model.save_pretrained(str(folder)),
         begun,
     )
     callback.trainer = trainer

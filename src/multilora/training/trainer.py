@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from transformers import Trainer, TrainingArguments
 from multilora.data.collate import Collator, pad_token_id
 from multilora.data.plan import Plan
 from multilora.errors import InputError
-from multilora.files import write_json
+from multilora.files import whole_folder, write_json
 from multilora.training import weighting
 from multilora.training.checkpoint import PREFIX, PROGRESS_FILE, keep_newest, staged
 from multilora.training.groups import split_groups
 from multilora.training.health import Health, OnNonfinite
 from multilora.training.loss import token_losses
+from multilora.training.sharded import is_sharded, trained_weights
 from multilora.training.tally import Tally
 
 
@@ -146,6 +148,32 @@ class MultiTaskTrainer(Trainer):
         """transformers' own, shown to `health`."""
         self.health.gradient_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         return self.health.gradient_norm
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """transformers' own; of a model sharded by FSDP2 only what was trained is gathered, never a frozen base."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+        elif not (_internal_call and self._keeps_shards()):  # there the shards are the checkpoint
+            state = trained_weights(self.model)
+            if self.args.should_save:
+                self._save(output_dir or self.args.output_dir, state_dict=state)
+
+    def _keeps_shards(self) -> bool:
+        return "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+
+    def write_weights(self, path: Path, complete: Callable[[Path], None]) -> None:
+        """The trained weights as `save_pretrained` writes them, whole or not at all; all processes must call it.
+
+        Args:
+            path: the folder to write; one that is there is replaced
+            complete: adds to the folder, on the main process, before it takes its place
+        """
+        state = trained_weights(self.model) if is_sharded(self.model) else None
+        if self.is_world_process_zero():
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            with whole_folder(path) as folder:
+                model.save_pretrained(str(folder), **({} if state is None else {"state_dict": state}))
+                complete(folder)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))

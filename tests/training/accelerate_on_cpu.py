@@ -1,0 +1,33 @@
+"""`python accelerate_on_cpu.py ...` is `multilora ...` where accelerate shards on the CPU too; it does so on GPUs only.
+
+Everything else is accelerate's own: its plugin, its wrapping, its checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+
+_initialise = AcceleratorState.__init__
+
+
+def _with_fsdp(self: AcceleratorState, *arguments: Any, fsdp_plugin: Any = None, **options: Any) -> None:
+    _initialise(self, *arguments, fsdp_plugin=fsdp_plugin, **options)
+    if self.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # What accelerate does for every kind of accelerator.
+        self.distributed_type = DistributedType.FSDP
+        if self._mixed_precision != "no":
+            fsdp_plugin.set_mixed_precision(self._mixed_precision)
+        self.fsdp_plugin = fsdp_plugin
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+
+AcceleratorState.__init__ = _with_fsdp  # type: ignore[method-assign]
+
+if __name__ == "__main__":
+    from multilora.cli import main
+
+    main()

@@ -1,0 +1,138 @@
+"""FSDP2 through accelerate: two gloo processes train, evaluate, resume and save as one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
+
+import multilora
+from multilora.rundir import Run
+
+CONFIG = REPOSITORY / "recipes" / "accelerate" / "fsdp2.yaml"
+
+
+def sharded(recipe, *options, config=()):
+    """Train a recipe in two processes with the shipped config; exit code and output."""
+    path = Path(recipe["output_dir"] + ".json")
+    path.write_text(json.dumps(recipe))  # JSON is YAML
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--num_processes", "2"]
+    script = str(Path(__file__).with_name("accelerate_on_cpu.py"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MASTER_PORT": "0"}
+    done = subprocess.run(
+        [*launch, *config, script, "train", str(path), *options], capture_output=True, text=True, env=environment
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def in_two(recipe, **changes):
+    """The recipe for two processes that together take the same batches."""
+    size = recipe["training"]["per_device_train_batch_size"] // 2
+    training = recipe["training"] | {"per_device_train_batch_size": size, "ddp_backend": "gloo"}
+    return recipe | {"training": training, "output_dir": recipe["output_dir"] + "-sharded"} | changes
+
+
+def weights_of(run):
+    (file,) = run.weights.glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_same_course(run, whole, tolerance):
+    """Losses, norms and what is saved agree with the run of a single process."""
+    for ours, theirs in zip(run.metrics, whole.metrics, strict=True):
+        for key in theirs:
+            if key.startswith(("loss", "grad_norm", "eval/", "scale_norm")):
+                assert ours[key] == pytest.approx(theirs[key], rel=tolerance, abs=tolerance), (ours["step"], key)
+    mine, theirs = weights_of(run), weights_of(whole)
+    assert mine.keys() == theirs.keys()
+    for key, value in theirs.items():
+        # Adam divides by the size of the gradient: where that is nearly zero, rounding decides a part of the step.
+        torch.testing.assert_close(mine[key], value, rtol=1e-3, atol=1e-3, msg=key)
+
+
+def test_two_processes_equal_one(recipe, tmp_path):
+    recipe["training"] |= {"max_steps": 6, "use_cpu": True, "save_steps": 2}
+    recipe["evaluation"] |= {"every": 2, "keep": "best", "best_by": "echo"}
+    recipe["data"]["packing"] = True
+    whole = multilora.train(recipe)
+    split = in_two(recipe)
+    code, output = sharded(split)
+    assert code == 0, output
+    assert output.count("first logged loss") == 1  # one process speaks
+    assert "not used as a plain linear map" not in output  # the loss is taken in chunks
+    run = Run(split["output_dir"])
+    assert_same_course(run, whole, 1e-4)
+    assert run.training["weights_of_step"] == whole.training["weights_of_step"]
+    saved = run.path / "checkpoints" / "checkpoint-6"
+    assert {"pytorch_model_fsdp_0", "optimizer_0", "rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(saved))
+    names = FileSystemReader(saved / "pytorch_model_fsdp_0").read_metadata().state_dict_metadata
+    assert names.keys() == {f"model.{name}" for name in weights_of(run)}  # the frozen base is not among them
+
+    before = run.path.rename(tmp_path / "uninterrupted")
+    code, output = sharded(split)
+    assert code == 0, output
+    # As if killed after step 4: no weights yet, and a checkpoint that was never finished.
+    shutil.rmtree(run.weights)
+    shutil.rmtree(saved)
+    (run.path / "checkpoints" / ".writing" / "checkpoint-6").mkdir(parents=True)
+    code, output = sharded(split, "--resume")
+    assert code == 0, output
+    assert run.training["resumed_from_step"] == 4
+    resumed, uninterrupted = weights_of(run), weights_of(Run(before))
+    for key, value in uninterrupted.items():
+        assert torch.equal(resumed[key], value), key
+
+    lora = multilora.export_lora(run, tmp_path / "lora")
+    assert (lora / "adapter_model.safetensors").is_file()
+    assert multilora.evaluate(run).after["even"].loss == pytest.approx(
+        json.loads((whole.path / "best" / "evaluation.json").read_text())["tasks"]["even"]["loss"], rel=1e-3
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["SHARDED_STATE_DICT", "FULL_STATE_DICT"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_other_methods_and_whole_checkpoints(recipe, tmp_path, method, state):
+    recipe["adapter"] = {"method": method} | ({"r": 4} if method == "lora" else {})
+    recipe["training"] |= {"max_steps": 4, "use_cpu": True, "save_steps": 2, "gradient_accumulation_steps": 2}
+    whole = multilora.train(recipe)
+    split = in_two(recipe)
+    config = ["--fsdp_state_dict_type", state]
+    code, output = sharded(split, config=config)
+    assert code == 0, output
+    run = Run(split["output_dir"])
+    assert_same_course(run, whole, 1e-4)
+    uninterrupted = weights_of(run)
+    shutil.rmtree(run.weights)
+    shutil.rmtree(run.path / "checkpoints" / "checkpoint-4")
+    code, output = sharded(split, "--resume", config=config)
+    assert code == 0, output
+    for key, value in weights_of(run).items():
+        assert torch.equal(value, uninterrupted[key]), key
+    multilora.evaluate(run)  # loads in a process of its own kind: config and weights are those of a plain model
+
+
+def test_what_is_not_sharded_is_refused(recipe, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    recipe["training"] |= {"use_cpu": True}
+    with pytest.raises(multilora.errors.InputError, match="one process per accelerator"):
+        multilora.train(recipe)
+
+
+def test_fsdp_of_the_first_kind_is_refused(recipe):
+    code, output = sharded(
+        in_two(recipe, training=recipe["training"] | {"use_cpu": True, "per_device_train_batch_size": 2}),
+        config=["--fsdp_version", "1"],
+    )
+    assert code != 0
+    assert "FSDP version 1 was asked for, expected 2" in output
