@@ -1,6 +1,6 @@
 """`python accelerate_on_cpu.py ...` is `multilora ...` where accelerate shards on the CPU too; it does so on GPUs only.
 
-Everything else is accelerate's own: its plugin, its wrapping, its checkpoints.
+Everything else is accelerate's own: its plugins, its wrapping, its checkpoints.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-_initialise = AcceleratorState.__init__
+_initialise, _prepare = AcceleratorState.__init__, PartialState._prepare_backend
 
 
 def _with_fsdp(self: AcceleratorState, *arguments: Any, fsdp_plugin: Any = None, **options: Any) -> None:
@@ -25,7 +26,15 @@ def _with_fsdp(self: AcceleratorState, *arguments: Any, fsdp_plugin: Any = None,
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
+def _with_deepspeed(self: PartialState, cpu: bool = False, *arguments: Any) -> Any:
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        self.device = torch.device("cpu")
+        return "gloo", DistributedType.MULTI_GPU
+    return _prepare(self, cpu, *arguments)
+
+
 AcceleratorState.__init__ = _with_fsdp  # type: ignore[method-assign]
+PartialState._prepare_backend = _with_deepspeed  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     from multilora.cli import main

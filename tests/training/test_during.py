@@ -66,6 +66,9 @@ def test_evaluation_changes_no_step(recipe, tmp_path):
     with_it = multilora.train(recipe, OPTIONS)
     without = multilora.train(recipe, [*OPTIONS, "evaluation.every=null", f"output_dir={tmp_path / 'without'}"])
     assert same(weights(with_it.weights), weights(without.weights))
+    losses = [{line["step"]: line["loss"] for line in run.metrics if "loss" in line} for run in (with_it, without)]
+    assert losses[0] == losses[1]  # nor any line of the log
+    assert list(losses[0]) == list(range(1, 9))
 
 
 def test_the_best_weights_are_kept(recipe):

@@ -8,15 +8,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, make_llama
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 
 import multilora
+from multilora.errors import InputError
 from multilora.rundir import Run
+from multilora.training.sharded import check_sharding
 
 CONFIG = REPOSITORY / "recipes" / "accelerate" / "fsdp2.yaml"
 
@@ -125,14 +129,26 @@ def test_what_is_not_sharded_is_refused(recipe, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     recipe["training"] |= {"use_cpu": True}
-    with pytest.raises(multilora.errors.InputError, match="one process per accelerator"):
+    with pytest.raises(InputError, match="one process per accelerator"):
         multilora.train(recipe)
 
 
-def test_fsdp_of_the_first_kind_is_refused(recipe):
-    code, output = sharded(
-        in_two(recipe, training=recipe["training"] | {"use_cpu": True, "per_device_train_batch_size": 2}),
-        config=["--fsdp_version", "1"],
-    )
-    assert code != 0
-    assert "FSDP version 1 was asked for, expected 2" in output
+def trainer_with(model, version):
+    plugin = SimpleNamespace(fsdp_version=version)
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    return SimpleNamespace(is_fsdp_enabled=True, accelerator=accelerator, model=model)
+
+
+def test_fsdp_of_the_first_kind_is_refused():
+    with pytest.raises(InputError, match="FSDP version 1 was asked for, expected 2"):
+        check_sharding(trainer_with(make_llama(), 1))
+
+
+def test_an_adapter_that_would_be_saved_in_part_is_refused():
+    model = get_peft_model(make_llama(), LoraConfig(r=2, target_modules="all-linear"))
+    check_sharding(trainer_with(model, 2))
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.requires_grad = False  # as methods with frozen projections do
+    with pytest.raises(InputError, match="PEFT saves 14 frozen weights of this adapter"):
+        check_sharding(trainer_with(model, 2))

@@ -94,7 +94,9 @@ class EvaluateDuring(TrainerCallback):
             with (self.path / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         flat = self._flat(line)
+        due = control.should_log
         self.trainer.log(flat)
+        control.should_log = due  # the step's own log is still to come
         control = self.trainer.callback_handler.on_evaluate(args, state, control, flat)
         patience = self.section.patience
         if patience and self.best is not None:

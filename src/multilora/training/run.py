@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,6 +76,9 @@ def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
     if method == FULL and recipe.model.dtype == "bfloat16" and "bf16" not in recipe.training:
         arguments.bf16 = True  # float32 masters, bfloat16 products: the cost of a bfloat16 base
     arguments.max_steps = plan.steps
+    for name in ("save_steps", "logging_steps"):  # fractions as steps, so that a checkpoint and a resumed run agree
+        if 0 < getattr(arguments, name) < 1:
+            setattr(arguments, name, math.ceil(plan.steps * getattr(arguments, name)))
     return Prepared(recipe, model, plan, arguments)
 
 
