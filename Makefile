@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: install demo test test-slow check format benchmark clean
+.PHONY: install demo test test-slow test-deepspeed check format benchmark clean
 
 install: $(STAMP)
 
@@ -27,6 +27,15 @@ test: install
 # Minutes long: what `make test` leaves out.
 test-slow: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# ZeRO-2 and ZeRO-3 on two CPU processes; DeepSpeed (0.19.8 was tried) goes into a folder of its own, beside the .venv.
+DEEPSPEED := $(VENV)/deepspeed
+test-deepspeed: install
+	$(BIN)/python -m pip install --quiet setuptools wheel
+	test -d $(DEEPSPEED) || DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation \
+	    --target $(DEEPSPEED) deepspeed==0.19.8 hjson ninja py-cpuinfo msgpack einops
+	PATH="$(CURDIR)/$(DEEPSPEED)/bin:$$PATH" PYTHONPATH=$(DEEPSPEED) DS_ACCELERATOR=cpu OMP_WAIT_POLICY=passive \
+	    $(BIN)/python -m pytest -m slow tests/training/test_deepspeed.py
 
 check: install
 	$(BIN)/ruff check .

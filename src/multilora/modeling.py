@@ -163,6 +163,6 @@ def place(model: Any, device: torch.device) -> Any:
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
-    """(trainable, all) parameters; tied ones once."""
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    """(trainable, all) parameters; tied ones once, those that DeepSpeed has spread over processes whole."""
+    counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trained in counts if trained), sum(n for n, _ in counts)

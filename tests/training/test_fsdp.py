@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPOSITORY, make_llama
+from conftest import make_llama
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from processes import accelerated, assert_same_course, in_two, weights_of
 from torch.distributed.checkpoint import FileSystemReader
 
 import multilora
@@ -22,45 +19,7 @@ from multilora.errors import InputError
 from multilora.rundir import Run
 from multilora.training.sharded import check_sharding
 
-CONFIG = REPOSITORY / "recipes" / "accelerate" / "fsdp2.yaml"
-
-
-def sharded(recipe, *options, config=()):
-    """Train a recipe in two processes with the shipped config; exit code and output."""
-    path = Path(recipe["output_dir"] + ".json")
-    path.write_text(json.dumps(recipe))  # JSON is YAML
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--num_processes", "2"]
-    script = str(Path(__file__).with_name("accelerate_on_cpu.py"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MASTER_PORT": "0"}
-    done = subprocess.run(
-        [*launch, *config, script, "train", str(path), *options], capture_output=True, text=True, env=environment
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
-def in_two(recipe, **changes):
-    """The recipe for two processes that together take the same batches."""
-    size = recipe["training"]["per_device_train_batch_size"] // 2
-    training = recipe["training"] | {"per_device_train_batch_size": size, "ddp_backend": "gloo"}
-    return recipe | {"training": training, "output_dir": recipe["output_dir"] + "-sharded"} | changes
-
-
-def weights_of(run):
-    (file,) = run.weights.glob("*.safetensors")
-    return load_file(file)
-
-
-def assert_same_course(run, whole, tolerance):
-    """Losses, norms and what is saved agree with the run of a single process."""
-    for ours, theirs in zip(run.metrics, whole.metrics, strict=True):
-        for key in theirs:
-            if key.startswith(("loss", "grad_norm", "eval/", "scale_norm")):
-                assert ours[key] == pytest.approx(theirs[key], rel=tolerance, abs=tolerance), (ours["step"], key)
-    mine, theirs = weights_of(run), weights_of(whole)
-    assert mine.keys() == theirs.keys()
-    for key, value in theirs.items():
-        # Adam divides by the size of the gradient: where that is nearly zero, rounding decides a part of the step.
-        torch.testing.assert_close(mine[key], value, rtol=1e-3, atol=1e-3, msg=key)
+CONFIG = "fsdp2.yaml"
 
 
 def test_two_processes_equal_one(recipe, tmp_path):
@@ -69,7 +28,7 @@ def test_two_processes_equal_one(recipe, tmp_path):
     recipe["data"]["packing"] = True
     whole = multilora.train(recipe)
     split = in_two(recipe)
-    code, output = sharded(split)
+    code, output = accelerated(CONFIG, split)
     assert code == 0, output
     assert output.count("first logged loss") == 1  # one process speaks
     assert "not used as a plain linear map" not in output  # the loss is taken in chunks
@@ -82,13 +41,13 @@ def test_two_processes_equal_one(recipe, tmp_path):
     assert names.keys() == {f"model.{name}" for name in weights_of(run)}  # the frozen base is not among them
 
     before = run.path.rename(tmp_path / "uninterrupted")
-    code, output = sharded(split)
+    code, output = accelerated(CONFIG, split)
     assert code == 0, output
     # As if killed after step 4: no weights yet, and a checkpoint that was never finished.
     shutil.rmtree(run.weights)
     shutil.rmtree(saved)
     (run.path / "checkpoints" / ".writing" / "checkpoint-6").mkdir(parents=True)
-    code, output = sharded(split, "--resume")
+    code, output = accelerated(CONFIG, split, "--resume")
     assert code == 0, output
     assert run.training["resumed_from_step"] == 4
     resumed, uninterrupted = weights_of(run), weights_of(Run(before))
@@ -111,14 +70,14 @@ def test_other_methods_and_whole_checkpoints(recipe, tmp_path, method, state):
     whole = multilora.train(recipe)
     split = in_two(recipe)
     config = ["--fsdp_state_dict_type", state]
-    code, output = sharded(split, config=config)
+    code, output = accelerated(CONFIG, split, arguments=config)
     assert code == 0, output
     run = Run(split["output_dir"])
     assert_same_course(run, whole, 1e-4)
     uninterrupted = weights_of(run)
     shutil.rmtree(run.weights)
     shutil.rmtree(run.path / "checkpoints" / "checkpoint-4")
-    code, output = sharded(split, "--resume", config=config)
+    code, output = accelerated(CONFIG, split, "--resume", arguments=config)
     assert code == 0, output
     for key, value in weights_of(run).items():
         assert torch.equal(value, uninterrupted[key]), key

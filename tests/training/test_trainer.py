@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import make_gpt2, make_llama
-from transformers import TrainingArguments
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainingArguments
 
 import multilora
 from multilora import MultiTaskTrainer
@@ -97,8 +98,6 @@ def test_the_trainer_refuses_a_plan_for_another_batch_size(recipe, tmp_path):
 
 
 def test_the_trainer_takes_a_users_own_arguments_and_callbacks(recipe, tmp_path):
-    from transformers import TrainerCallback
-
     seen = []
 
     class Watch(TrainerCallback):
@@ -121,3 +120,22 @@ def test_training_lowers_the_loss(recipe, method, ratio):
     )
     lines = [line["loss"] for line in run.metrics if "loss" in line]
     assert sum(lines[-5:]) < ratio * sum(lines[:5])
+
+
+class Dtypes(TrainerCallback):
+    """What a linear map gives in training, and what is kept of its weight."""
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        layer = model.get_submodule("model.layers.0.mlp.up_proj")
+        self.weight = layer.weight.dtype
+        self.hook = layer.register_forward_hook(lambda _, __, output: setattr(self, "output", output.dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_weights_of_a_bfloat16_base_are_trained_in_float32_at_its_cost(recipe, dtype):
+    recipe["model"]["dtype"] = dtype
+    recipe["adapter"] = {"method": "full"}
+    seen = Dtypes()
+    run = multilora.train(recipe, ["training.max_steps=1"], callbacks=[seen])
+    assert (seen.weight, seen.output) == (torch.float32, getattr(torch, dtype))
+    assert load_file(run.weights / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].dtype == torch.float32

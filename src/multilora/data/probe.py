@@ -18,7 +18,7 @@ def check_packing(model: Any) -> None:
     """
     device = model.get_input_embeddings().weight.device
     size = min(8, (getattr(model.config, "max_position_embeddings", None) or 16) // 2)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(0)
     first, other, second = (torch.randint(vocabulary, (1, size), generator=generator) for _ in range(3))
     positions = torch.arange(size)[None]

@@ -46,13 +46,16 @@ def argument_names() -> list[str]:
     return [item.name for item in dataclasses.fields(TrainingArguments) if item.init]
 
 
-def training_arguments(training: Mapping[str, Any], *, output_dir: str, method: str, steps: int = -1) -> Any:
+def training_arguments(
+    training: Mapping[str, Any], *, output_dir: str, method: str, dtype: str = "float32", steps: int = -1
+) -> Any:
     """The `TrainingArguments` of a run.
 
     Args:
         training: the recipe's section
         output_dir: where checkpoints go
         method: the adapter method, for the default learning rate
+        dtype: of the base; where all of a bfloat16 base is trained, its masters are float32 and its products bfloat16
         steps: optimizer steps that the plan holds; -1 leaves the recipe's
 
     Raises:
@@ -61,6 +64,10 @@ def training_arguments(training: Mapping[str, Any], *, output_dir: str, method: 
     from transformers import TrainingArguments
 
     values = {**defaults(method), **training}
+    if method == "full" and dtype == "bfloat16" and "fp16" not in training:
+        values.setdefault("bf16", True)
+        if not torch.accelerator.is_available():
+            values.setdefault("use_cpu", True)  # transformers refuses bf16 on a CPU that it was not told of
     values = {name: _number(name, value, _default(TrainingArguments, name)) for name, value in values.items()}
     if steps > 0:
         values["max_steps"] = steps

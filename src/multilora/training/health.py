@@ -164,7 +164,7 @@ def _scales(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if isinstance(module, MultiLoraLayer):
             for parameter in module.multilora_scale.parameters():
                 if parameter.requires_grad:
-                    yield name, whole(parameter.detach())
+                    yield name, whole(parameter).detach()
 
 
 def scale_norms(model: nn.Module) -> list[float]:

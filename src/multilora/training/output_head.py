@@ -59,7 +59,7 @@ def plain_head(model: Any) -> nn.Linear | None:
     """The output head if nothing but its weight and bias decides what it does, else None (and a warning, once).
 
     It must be an `nn.Linear` itself, in floating point, with no hook, no adapter around it and no forward of its own,
-    and the model must not be compiled as a whole. FSDP2 may shard it: in the head's forward its weight is whole.
+    and the model must not be compiled as a whole. FSDP2 and ZeRO-3 may spread it: in its forward its weight is whole.
     """
     wrappers = _unwrapped(model)
     base = wrappers[-1]
@@ -89,8 +89,8 @@ def _not_plain(wrappers: list[Any], head: Any) -> str | None:
 
 
 def _foreign(hook: Any) -> bool:
-    """Whether a hook is not one of FSDP2's, which gather the weight and let it go."""
-    return not str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp.")
+    """Whether a hook is not one of FSDP2's or DeepSpeed's, which gather the weight and let it go."""
+    return not str(getattr(hook, "__module__", "")).startswith(("torch.distributed.fsdp.", "deepspeed."))
 
 
 def warn_once(base: nn.Module, reason: str) -> None:

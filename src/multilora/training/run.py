@@ -28,7 +28,7 @@ from multilora.training.arguments import training_arguments
 from multilora.training.checkpoint import StopOnSignal, check_same_recipe, checkpoints, forget_after, step_of
 from multilora.training.during import BEST_FOLDER, EvaluateDuring
 from multilora.training.environment import environment
-from multilora.training.sharded import check_sharding
+from multilora.training.sharded import check_sharding, loaded_in_parts
 from multilora.training.trainer import MultiTaskTrainer
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
     """
     method = recipe.adapter.method
     checkpoints = str(Path(recipe.output_dir) / "checkpoints")
-    arguments = training_arguments(recipe.training, output_dir=checkpoints, method=method)
+    arguments = training_arguments(recipe.training, output_dir=checkpoints, method=method, dtype=recipe.model.dtype)
     model = load_base(recipe.model, trainable=method == FULL)
     if plan is None:
         plan = make_plan(
@@ -70,11 +70,9 @@ def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
             max_steps=arguments.max_steps,
             epochs=arguments.num_train_epochs,
         )
-    if plan.packed and is_main_process():  # under FSDP the others may hold no weights yet
+    if plan.packed and is_main_process() and not loaded_in_parts(model):  # under FSDP others may hold no weights yet
         check_packing(model)
     model = attach(model, recipe.adapter, seed=arguments.seed)
-    if method == FULL and recipe.model.dtype == "bfloat16" and "bf16" not in recipe.training:
-        arguments.bf16 = True  # float32 masters, bfloat16 products: the cost of a bfloat16 base
     arguments.max_steps = plan.steps
     for name in ("save_steps", "logging_steps"):  # fractions as steps, so that a checkpoint and a resumed run agree
         if 0 < getattr(arguments, name) < 1:
@@ -186,7 +184,7 @@ def run_prepared(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except RunError as error:
             raise RunError(f"{error}\n{_last_good(path)}") from error
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             raise RunError(
                 f"training failed at step {trainer.state.global_step}: {' '.join(str(error).split())}\n"
                 f"{_last_good(path)}"
@@ -259,6 +257,8 @@ class _Recorder(TrainerCallback):
         self.trainer, self.checkpoint = trainer, checkpoint
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.trainer.plan.packed and loaded_in_parts(self.trainer.model):
+            check_packing(self.trainer.model)  # no process could do so alone
         if self.checkpoint is not None:
             self.trainer.restore_progress(self.checkpoint)
 

@@ -21,7 +21,7 @@ from multilora.training.checkpoint import PREFIX, PROGRESS_FILE, keep_newest, st
 from multilora.training.groups import split_groups
 from multilora.training.health import Health, OnNonfinite
 from multilora.training.loss import token_losses
-from multilora.training.sharded import is_sharded, trained_weights
+from multilora.training.sharded import trained_weights
 from multilora.training.tally import Tally
 
 
@@ -150,13 +150,16 @@ class MultiTaskTrainer(Trainer):
         return self.health.gradient_norm
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """transformers' own; of a model sharded by FSDP2 only what was trained is gathered, never a frozen base."""
-        if not self.is_fsdp_enabled:
+        """transformers' own; of a model spread over processes what was trained is gathered, not a frozen base."""
+        if not self._is_spread():
             super().save_model(output_dir, _internal_call)
-        elif not (_internal_call and self._keeps_shards()):  # there the shards are the checkpoint
+        elif not (_internal_call and self.is_fsdp_enabled and self._keeps_shards()):  # there the shards are enough
             state = trained_weights(self.model)
             if self.args.should_save:
                 self._save(output_dir or self.args.output_dir, state_dict=state)
+
+    def _is_spread(self) -> bool:
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def _keeps_shards(self) -> bool:
         return "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
@@ -168,7 +171,7 @@ class MultiTaskTrainer(Trainer):
             path: the folder to write; one that is there is replaced
             complete: adds to the folder, on the main process, before it takes its place
         """
-        state = trained_weights(self.model) if is_sharded(self.model) else None
+        state = trained_weights(self.model) if self._is_spread() else None
         if self.is_world_process_zero():
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             with whole_folder(path) as folder:
