@@ -82,7 +82,8 @@ class EvaluateDuring(TrainerCallback):
         if not every or (state.global_step % every and state.global_step < state.max_steps):
             return control
         model = self.trainer.model
-        with torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else []):
+        kept = torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else [])
+        with kept, torch.compiler.set_stance("force_eager"):  # compiled blocks would be compiled anew for every length
             scores = self.score()
         model.train()
         # What is decided from it must be decided alike in every process.

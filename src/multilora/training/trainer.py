@@ -18,6 +18,7 @@ from multilora.errors import InputError
 from multilora.files import whole_folder, write_json
 from multilora.training import weighting
 from multilora.training.checkpoint import PREFIX, PROGRESS_FILE, keep_newest, staged
+from multilora.training.compile import compile_blocks
 from multilora.training.groups import split_groups
 from multilora.training.health import Health, OnNonfinite
 from multilora.training.loss import token_losses
@@ -30,7 +31,8 @@ class MultiTaskTrainer(Trainer):
 
     Args:
         model: a causal language model, adapted or not
-        args: any `TrainingArguments`; `remove_unused_columns` is turned off, for the task ids must reach the loss
+        args: any `TrainingArguments`; `remove_unused_columns` is turned off, for the task ids must reach the loss, and
+            `torch_compile` compiles the model's repeated blocks rather than all of it
         plan: from `multilora.plan`; its rows per step must equal what `args` asks for
         scale_lr_factor: learning rate of MultiLoRA's scales over `args.learning_rate`
         up_lr_factor: the same for the up-projections B of MultiLoRA and LoRA
@@ -73,6 +75,9 @@ class MultiTaskTrainer(Trainer):
         args.remove_unused_columns = False
         # transformers would remove an old checkpoint before the new one is whole.
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
+        if args.torch_compile:
+            compile_blocks(model, backend=str(args.torch_compile_backend), mode=args.torch_compile_mode)
+            args.torch_compile, args.torch_compile_backend = False, None  # accelerate would compile all of it
         args.logging_nan_inf_filter = False  # it hides what `health` reports, and waits for the device every batch
         tokenizer = plan.renderer.tokenizer
         super().__init__(
@@ -173,9 +178,10 @@ class MultiTaskTrainer(Trainer):
         """
         state = trained_weights(self.model) if self._is_spread() else None
         if self.is_world_process_zero():
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             with whole_folder(path) as folder:
-                model.save_pretrained(str(folder), **({} if state is None else {"state_dict": state}))
+                self.accelerator.unwrap_model(self.model).save_pretrained(
+                    str(folder), **({} if state is None else {"state_dict": state})
+                )
                 complete(folder)
 
     def _get_output_dir(self, trial: Any) -> str:
