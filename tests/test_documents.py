@@ -113,3 +113,16 @@ def test_shipped_recipes_train(path, tmp_path):
     output = Path(yaml.safe_load(path.read_text())["output_dir"])
     assert "next: multilora eval" in done.stdout
     assert (tmp_path / output / "train.json").is_file()
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_shipped_configs(path):
+    from accelerate.commands.config import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    config = load_config_from_file(str(path))
+    options = [action.dest for action in launch_command_parser()._actions]
+    for section in ("fsdp_config", "deepspeed_config"):
+        assert set(getattr(config, section) or {}) <= set(options), section
+    assert f"recipes/accelerate/{path.name}" in README
+    assert f"recipes/accelerate/{path.name}" in path.read_text(encoding="utf-8")

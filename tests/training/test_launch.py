@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,11 +19,12 @@ from safetensors.torch import load_file
 import multilora
 from multilora.rundir import Run
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
 
 def launch(*command):
     """The exit code and output of `python -m <command>`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, env=ENVIRONMENT)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -42,6 +48,59 @@ def test_two_processes_equal_one(recipe, tmp_path, packing):
         losses = {key: value for key, value in line.items() if key.startswith("loss")}
         assert losses == pytest.approx({key: expected[key] for key in expected if key.startswith("loss")}, rel=1e-4)
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_two_machines_equal_one(recipe, tmp_path):
+    """Two of torchrun's agents that meet at an address, as on two machines with a common folder."""
+    recipe["training"] |= {"max_steps": 4, "use_cpu": True, "save_steps": 2}
+    whole = multilora.train(recipe, [f"output_dir={tmp_path / 'whole'}"])
+    recipe["training"] |= {"per_device_train_batch_size": 2, "ddp_backend": "gloo"}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agent = ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    agent += [f"--rdzv-endpoint=127.0.0.1:{port}", "-m", "multilora", "train", str(tmp_path / "recipe.json")]
+    with ThreadPoolExecutor() as machines:
+        ended = list(machines.map(lambda _: launch(*agent), range(2)))
+    assert [code for code, _ in ended] == [0, 0], ended
+    run = Run(recipe["output_dir"])
+    mine, theirs = (load_file(item.weights / "adapter_model.safetensors") for item in (run, whole))
+    for key, value in theirs.items():
+        torch.testing.assert_close(mine[key], value, rtol=1e-3, atol=1e-4, msg=key)
+    assert {path.name for path in (run.path / "checkpoints" / "checkpoint-4").glob("rng_state_*")} == {
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    }
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all(recipe, tmp_path):
+    recipe["training"] |= {"max_steps": 40, "use_cpu": True, "per_device_train_batch_size": 2, "ddp_backend": "gloo"}
+    train = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "multilora", "train"]
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    train.append(str(tmp_path / "recipe.json"))
+    code, output = launch(*train, "--set", f"output_dir={tmp_path / 'whole'}")
+    assert code == 0, output
+    with subprocess.Popen([sys.executable, "-m", *train], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as agent:
+        log = Path(recipe["output_dir"]) / "metrics.jsonl"
+        while not log.exists() or len(log.read_text().splitlines()) < 3:
+            assert agent.poll() is None
+            time.sleep(0.05)
+        workers = psutil.Process(agent.pid).children()
+        assert len(workers) == 2
+        workers[1].terminate()
+        _, errors = agent.communicate()
+    assert agent.returncode != 0
+    assert "stopped by a signal to another process after step" in errors
+    assert "goes on from there" in errors
+    code, output = launch(*train, "--resume")
+    assert code == 0, output
+    run = Run(recipe["output_dir"])
+    assert 0 < run.training["resumed_from_step"] < 40
+    mine, whole = (load_file(item.weights / "adapter_model.safetensors") for item in (run, Run(tmp_path / "whole")))
+    for key, value in whole.items():
+        assert torch.equal(mine[key], value), key
 
 
 def test_accelerate_starts_it(recipe, tmp_path):

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from multilora.errors import RunDirectoryError, changes
@@ -118,7 +120,10 @@ def forget_after(log: Path, step: int) -> None:
 
 
 class StopOnSignal(TrainerCallback):
-    """At SIGTERM or SIGINT: finish the step, write a checkpoint, stop. A second one ends the process as usual."""
+    """At SIGTERM or SIGINT: finish the step, write a checkpoint, stop. A second one ends the process as usual.
+
+    Of several processes, which a signal reaches at different steps or not at all, the first one stops all.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -142,6 +147,11 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Ask for a checkpoint and the end, if a signal came."""
+        if args.world_size > 1:
+            came = torch.tensor(float(self.received is not None), device=args.device)
+            dist.all_reduce(came, dist.ReduceOp.MAX)
+            if came.item() and self.received is None:
+                self.received = "a signal to another process"
         if self.received and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True

@@ -62,14 +62,16 @@ def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
     arguments = training_arguments(recipe.training, output_dir=checkpoints, method=method, dtype=recipe.model.dtype)
     model = load_base(recipe.model, trainable=method == FULL)
     if plan is None:
-        plan = make_plan(
-            recipe,
-            load_tokenizer(recipe.model),
-            max_length=max_length(recipe, model),
-            rows_per_step=arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
-            max_steps=arguments.max_steps,
-            epochs=arguments.num_train_epochs,
-        )
+        # One process of a machine tokenises, the others read what it has cached.
+        with arguments.main_process_first(desc="tokenising"):
+            plan = make_plan(
+                recipe,
+                load_tokenizer(recipe.model),
+                max_length=max_length(recipe, model),
+                rows_per_step=arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
+                max_steps=arguments.max_steps,
+                epochs=arguments.num_train_epochs,
+            )
     if plan.packed and is_main_process() and not loaded_in_parts(model):  # under FSDP others may hold no weights yet
         check_packing(model)
     model = attach(model, recipe.adapter, seed=arguments.seed)
