@@ -18,6 +18,7 @@ class Watch(TrainerCallback):
     """Prints the losses of the log."""
 
     def on_log(self, args, state, control, logs=None, **_):
+        """Called by the Trainer with every log."""
         losses = {name: round(value, 3) for name, value in logs.items() if name.startswith("loss")}
         if losses:
             print(f"step {state.global_step}: {losses}")
