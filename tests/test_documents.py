@@ -124,5 +124,7 @@ def test_accelerate_reads_its_shipped_configs(path):
     options = [action.dest for action in launch_command_parser()._actions]
     for section in ("fsdp_config", "deepspeed_config"):
         assert set(getattr(config, section) or {}) <= set(options), section
+    if config.deepspeed_config:  # on several machines torchrun's way, not a launcher of DeepSpeed's
+        assert config.deepspeed_config["deepspeed_multinode_launcher"] == "standard"
     assert f"recipes/accelerate/{path.name}" in README
     assert f"recipes/accelerate/{path.name}" in path.read_text(encoding="utf-8")

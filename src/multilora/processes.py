@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 
@@ -12,7 +13,7 @@ def is_main_process() -> bool:
 
 
 def end_process(code: int) -> None:
-    """End this process of several with an exit code; return where there is only one.
+    """End this process of several that speak gloo with an exit code; return in every other case.
 
     Gloo's threads outlive their process group, and an interpreter that winds down beside them aborts now and then: a
     finished run would be reported as failed.
@@ -21,9 +22,13 @@ def end_process(code: int) -> None:
         return
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
-        if code == 0:
-            dist.destroy_process_group()
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    gloo = "gloo" in str(dist.get_backend_config()) and dist.get_world_size() > 1
+    if code == 0:
+        dist.destroy_process_group()
+    if gloo:
+        atexit._run_exitfuncs()  # trackers send their last lines
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

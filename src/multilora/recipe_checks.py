@@ -39,7 +39,7 @@ def checks_without_model(values: Any) -> list[str]:
             continue
         problems += _check_task(number, section)
     if isinstance(values.get("training"), dict):
-        problems += _check_training(values["training"])
+        problems += _check_training(values["training"], "lora", "float32")
     if isinstance(values.get("adapter"), dict):
         with suppress(ValidationError):
             problems += _check_adapter(AdapterSection.model_validate(values["adapter"]))
@@ -53,7 +53,7 @@ def check_recipe(recipe: Recipe) -> list[str]:
         problems += _check_task(number, section)
     problems += _check_names_and_weights(recipe)
     problems += _check_adapter(recipe.adapter)
-    problems += _check_training(recipe.training)
+    problems += _check_training(recipe.training, recipe.adapter.method, recipe.model.dtype)
     problems += _check_optimizer(recipe)
     problems += _check_mixture(recipe)
     problems += _check_evaluation(recipe)
@@ -250,7 +250,7 @@ def _check_adapter(section: AdapterSection) -> list[str]:
     return problems
 
 
-def _check_training(training: Mapping[str, Any]) -> list[str]:
+def _check_training(training: Mapping[str, Any], method: str, dtype: str) -> list[str]:
     from multilora.training.arguments import FIXED, argument_names, training_arguments
 
     names = argument_names()
@@ -264,7 +264,7 @@ def _check_training(training: Mapping[str, Any]) -> list[str]:
     ]
     if not problems:
         try:
-            training_arguments(training, output_dir="unused", method="lora")
+            training_arguments(training, output_dir="unused", method=method, dtype=dtype)
         except (ValueError, TypeError, ImportError) as error:
             problems.append(f"training: {' '.join(str(error).split())}")
     return problems

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 import torch
+import transformers.training_args
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
@@ -35,6 +36,8 @@ def _with_deepspeed(self: PartialState, cpu: bool = False, *arguments: Any) -> A
 
 AcceleratorState.__init__ = _with_fsdp  # type: ignore[method-assign]
 PartialState._prepare_backend = _with_deepspeed  # type: ignore[method-assign]
+if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
 
 if __name__ == "__main__":
     from multilora.cli import main

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from processes import accelerated, assert_same_course, in_two, weights_of
+from processes import accelerated, assert_same_course, assert_same_log, in_two, weights_of
 
 import multilora
 from multilora.rundir import Run
@@ -71,8 +71,27 @@ def test_all_weights_and_no_parameter_kept_whole(recipe, tmp_path, stage):
         multilora.evaluate(run)
 
 
-def test_skipping_steps_is_refused(recipe):
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("method", ["multilora", "full"])
+def test_a_bfloat16_base_stays_one_and_its_masters_are_float32(recipe, tmp_path, stage, method):
+    recipe["model"]["dtype"] = "bfloat16"
+    recipe["adapter"] = {"method": method}
+    recipe["training"] |= {"max_steps": 4, "learning_rate": 1e-3}
+    whole = multilora.train(recipe, ["training.use_cpu=true"])
+    split = in_two(recipe)
+    code, output = train(f"deepspeed_zero{stage}.yaml", split)
+    assert code == 0, output
+    assert "not used as a plain linear map" not in output
+    run = Run(split["output_dir"])
+    assert_same_log(run, whole, 3e-2)
+    weights = weights_of(run)
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in weights.values())
+
+
+def test_what_deepspeed_cannot_do_is_refused_at_once(recipe):
     recipe["loss"] = {"on_nonfinite": "skip"}
-    code, output = train("deepspeed_zero2.yaml", in_two(recipe))
+    code, output = train("deepspeed_zero3.yaml", in_two(recipe, torch_compile_backend="aot_eager"))
     assert code != 0
     assert "error: loss.on_nonfinite: skip cannot be had with DeepSpeed" in output
+    assert "training.torch_compile finds no fixed shapes under ZeRO-3" in output

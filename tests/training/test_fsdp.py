@@ -11,13 +11,13 @@ import pytest
 import torch
 from conftest import make_llama
 from peft import LoraConfig, get_peft_model
-from processes import accelerated, assert_same_course, in_two, weights_of
+from processes import accelerated, assert_same_course, assert_same_log, in_two, weights_of
 from torch.distributed.checkpoint import FileSystemReader
 
 import multilora
-from multilora.errors import InputError
+from multilora.errors import InputError, RunError
 from multilora.rundir import Run
-from multilora.training.sharded import check_sharding
+from multilora.training.sharded import check_sharding, check_written
 
 CONFIG = "fsdp2.yaml"
 
@@ -92,22 +92,62 @@ def test_what_is_not_sharded_is_refused(recipe, monkeypatch):
         multilora.train(recipe)
 
 
-def trainer_with(model, version):
-    plugin = SimpleNamespace(fsdp_version=version)
-    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
-    return SimpleNamespace(is_fsdp_enabled=True, accelerator=accelerator, model=model)
+@pytest.mark.slow
+def test_a_bfloat16_base_compiled_and_checkpointed(recipe):
+    """The frozen base stays in bfloat16, the adapter in float32; compiled layers are gathered as others are."""
+    recipe["model"]["dtype"] = "bfloat16"
+    recipe["training"] |= {"max_steps": 4, "use_cpu": True, "gradient_checkpointing": True}
+    whole = multilora.train(recipe)
+    split = in_two(recipe, torch_compile_backend="aot_eager")
+    code, output = accelerated(CONFIG, split)
+    assert code == 0, output
+    assert "not used as a plain linear map" not in output
+    assert_same_log(Run(split["output_dir"]), whole, 2e-2)
 
 
-def test_fsdp_of_the_first_kind_is_refused():
-    with pytest.raises(InputError, match="FSDP version 1 was asked for, expected 2"):
-        check_sharding(trainer_with(make_llama(), 1))
+@pytest.mark.slow
+def test_all_weights_in_mixed_precision(recipe):
+    recipe["model"]["dtype"] = "bfloat16"
+    recipe["adapter"] = {"method": "full"}
+    recipe["training"] |= {"max_steps": 4, "use_cpu": True, "learning_rate": 1e-3}
+    whole = multilora.train(recipe)
+    split = in_two(recipe)
+    code, output = accelerated(CONFIG, split)
+    assert code == 0, output
+    assert "not used as a plain linear map" not in output
+    run = Run(split["output_dir"])
+    assert {value.dtype for value in weights_of(run).values()} == {torch.float32}
+    assert_same_log(run, whole, 2e-2)
 
 
-def test_an_adapter_that_would_be_saved_in_part_is_refused():
+def trainer_with(model, **plugin):
+    settings = {"fsdp_version": 2, "activation_checkpointing": False} | plugin
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(**settings)))
+    return SimpleNamespace(
+        is_spread=True, is_fsdp_enabled=True, is_deepspeed_enabled=False, accelerator=accelerator, model=model
+    )
+
+
+def test_what_fsdp_cannot_do_is_refused_at_once():
+    check_sharding(trainer_with(make_llama()))
+    model = make_llama()
+    model.is_loaded_in_8bit = True
+    with pytest.raises(InputError) as error:
+        check_sharding(trainer_with(model, fsdp_version=1, activation_checkpointing=True))
+    for part in ("FSDP version 1 was asked for, expected 2", "training.gradient_checkpointing to true", "use 4bit"):
+        assert part in str(error.value)
+
+
+def test_an_adapter_that_would_be_saved_in_part_is_refused(tmp_path):
     model = get_peft_model(make_llama(), LoraConfig(r=2, target_modules="all-linear"))
-    check_sharding(trainer_with(model, 2))
+    check_sharding(trainer_with(model))
+    model.save_pretrained(tmp_path)
+    check_written(model, tmp_path)
+    model.save_pretrained(tmp_path, state_dict={"renamed": torch.zeros(1)})
+    with pytest.raises(RunError, match="only 0 of the 28 trained weights"):
+        check_written(model, tmp_path)
     for name, parameter in model.named_parameters():
         if "lora_A" in name:
             parameter.requires_grad = False  # as methods with frozen projections do
     with pytest.raises(InputError, match="PEFT saves 14 frozen weights of this adapter"):
-        check_sharding(trainer_with(model, 2))
+        check_sharding(trainer_with(model))

@@ -21,6 +21,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except MultiLoraError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from multilora.data.collate import pad_token_id
 from multilora.training.loss import token_losses
@@ -88,6 +89,8 @@ def generate(
         advance: called with the number of finished prefixes
     """
     pad = pad_token_id(tokenizer)
+    # Every forward of a split model is one of all processes: none may stop before the others.
+    spread = any(isinstance(module, FSDPModule) for module in model.modules())
     texts = [""] * len(prefixes)
     for batch in _by_length([len(prefix) for prefix in prefixes], batch_size):
         width = max(len(prefixes[i]) for i in batch)
@@ -100,6 +103,7 @@ def generate(
             do_sample=False,
             eos_token_id=stop_ids,
             pad_token_id=pad,
+            synced_gpus=spread or None,
         )
         for i, row in zip(batch, output[:, width:].tolist(), strict=True):
             ends = [place for place, token in enumerate(row) if token in stop_ids]

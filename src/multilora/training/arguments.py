@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,9 +65,11 @@ def training_arguments(
     from transformers import TrainingArguments
 
     values = {**defaults(method), **training}
-    if method == "full" and dtype == "bfloat16" and "fp16" not in training:
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if (method == "full" or deepspeed) and dtype == "bfloat16" and not training.get("fp16"):
+        # DeepSpeed too keeps float32 masters of what is trained; ZeRO-3 would else load the base in float32.
         values.setdefault("bf16", True)
-        if not torch.accelerator.is_available():
+        if not (torch.accelerator.is_available() or deepspeed):
             values.setdefault("use_cpu", True)  # transformers refuses bf16 on a CPU that it was not told of
     values = {name: _number(name, value, _default(TrainingArguments, name)) for name, value in values.items()}
     if steps > 0:

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from multilora.files import write_json
+from multilora.processes import is_main_process
 from multilora.recipe import EvaluationSection
 from multilora.training.checkpoint import forget_after
 
@@ -65,8 +66,11 @@ class EvaluateDuring(TrainerCallback):
         self.section, self.score, self.path = section, score, path
         self.trainer: Any = None  # a MultiTaskTrainer, set once it is made: it logs and writes weights
         log = path / LOG_FILE
-        forget_after(log, begun)
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        lines = []
+        if is_main_process():
+            forget_after(log, begun)
+            lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        (lines,) = broadcast_object_list([lines])
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     @property

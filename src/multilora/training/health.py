@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -30,8 +31,8 @@ class Health(TrainerCallback):
     """Looks at every optimizer step once, after its gradients are summed over processes and before it is taken.
 
     A loss or gradient norm that is not finite stops the run, or drops the step: its gradients are thrown away, the
-    learning-rate schedule and the plan go on. Under float16's gradient scaler only the loss is looked at: there a
-    gradient overflows now and then, and the scaler skips the step itself.
+    learning-rate schedule and the plan go on. Where float16's loss is scaled only the loss is looked at: there a
+    gradient overflows now and then, and the scaler, or DeepSpeed, skips the step itself.
 
     Args:
         plan: names the rows of a step
@@ -66,7 +67,7 @@ class Health(TrainerCallback):
         model: nn.Module = given["model"]
         loss = self.tally.step_loss
         values = [] if loss is None else [loss.float()]
-        if getattr(self.accelerator, "scaler", None) is None:
+        if not self._loss_is_scaled(args):
             norm = gradient_norm(model) if self.gradient_norm is None else torch.as_tensor(self.gradient_norm)
             values.append(whole(norm).float())
         self.gradient_norm = None
@@ -93,6 +94,10 @@ class Health(TrainerCallback):
         if getattr(self.accelerator, "scaler", None) is None:
             for parameter in model.parameters():
                 parameter.grad = None
+
+    def _loss_is_scaled(self, args: TrainingArguments) -> bool:
+        deepspeed = getattr(self.accelerator, "distributed_type", None) == DistributedType.DEEPSPEED
+        return getattr(self.accelerator, "scaler", None) is not None or bool(deepspeed and args.fp16)
 
     def _batch(self, step: int) -> str:
         """The tasks and examples of a step, and the tasks whose loss was not finite."""

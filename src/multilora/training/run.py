@@ -28,7 +28,6 @@ from multilora.training.arguments import training_arguments
 from multilora.training.checkpoint import StopOnSignal, check_same_recipe, checkpoints, forget_after, step_of
 from multilora.training.during import BEST_FOLDER, EvaluateDuring
 from multilora.training.environment import environment
-from multilora.training.sharded import check_sharding, loaded_in_parts
 from multilora.training.trainer import MultiTaskTrainer
 
 logger = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
                 max_steps=arguments.max_steps,
                 epochs=arguments.num_train_epochs,
             )
-    if plan.packed and is_main_process() and not loaded_in_parts(model):  # under FSDP others may hold no weights yet
+    if plan.packed and _stays_here(arguments):
         check_packing(model)
     model = attach(model, recipe.adapter, seed=arguments.seed)
     arguments.max_steps = plan.steps
@@ -80,6 +79,11 @@ def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
         if 0 < getattr(arguments, name) < 1:
             setattr(arguments, name, math.ceil(plan.steps * getattr(arguments, name)))
     return Prepared(recipe, model, plan, arguments)
+
+
+def _stays_here(arguments: TrainingArguments) -> bool:
+    """Whether the model is trained where it was loaded, by this process alone."""
+    return bool(arguments.device.type == "cpu" and arguments.world_size == 1)
 
 
 def max_length(recipe: Recipe, model: Any) -> int:
@@ -164,9 +168,12 @@ def run_prepared(
             loss_weighting=recipe.loss.weighting,
             on_nonfinite=recipe.loss.on_nonfinite,
         )
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
-    check_sharding(trainer)
+    if plan_.packed and not (trainer.is_spread or _stays_here(arguments)):
+        check_packing(trainer.model)  # now that it is where it will be trained
     trainer.remove_callback(PrinterCallback)  # it prints every log to stdout
     writes = trainer.is_world_process_zero()
     begun = step_of(checkpoint) if checkpoint else 0
@@ -186,6 +193,8 @@ def run_prepared(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except RunError as error:
             raise RunError(f"{error}\n{_last_good(path)}") from error
+        except InputError:
+            raise
         except (RuntimeError, OSError, ValueError) as error:
             raise RunError(
                 f"training failed at step {trainer.state.global_step}: {' '.join(str(error).split())}\n"
@@ -259,7 +268,7 @@ class _Recorder(TrainerCallback):
         self.trainer, self.checkpoint = trainer, checkpoint
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.trainer.plan.packed and loaded_in_parts(self.trainer.model):
+        if self.trainer.plan.packed and self.trainer.is_spread:
             check_packing(self.trainer.model)  # no process could do so alone
         if self.checkpoint is not None:
             self.trainer.restore_progress(self.checkpoint)

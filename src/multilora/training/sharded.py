@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from multilora.errors import InputError
+from multilora.errors import InputError, RunError
 from multilora.processes import is_main_process
+from multilora.training.output_head import base_of
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -22,11 +28,6 @@ def whole(tensor: Tensor) -> Tensor:
         with deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().clone()
     return tensor
-
-
-def loaded_in_parts(model: nn.Module) -> bool:
-    """Whether DeepSpeed's ZeRO-3 has spread the model over processes, as it does while loading."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def trained_weights(model: Any) -> dict[str, Tensor]:
@@ -64,42 +65,84 @@ def _deepspeed_weights(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
+def check_written(model: nn.Module, folder: Path) -> None:
+    """Whether `save_pretrained` has written every gathered weight; it drops those whose names it does not know.
+
+    Raises:
+        RunError: fewer than were trained.
+    """
+    written = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            written += len(file.keys())
+    trained = sum(parameter.requires_grad for parameter in model.parameters())
+    if written < trained:
+        raise RunError(
+            f"{folder}: only {written} of the {trained} trained weights would be written, as some wrapper has renamed "
+            "them; train with DDP, or without what wraps the model's modules"
+        )
+
+
 def check_sharding(trainer: Any) -> None:
-    """Whether what was asked of accelerate is what runs, and can be watched and saved.
+    """Whether what was asked of accelerate is what runs, and can be watched and saved; before anything is spread.
 
     Args:
         trainer: a MultiTaskTrainer
 
     Raises:
-        InputError: FSDP was asked for and the trainer does not use it; FSDP1; an adapter that PEFT saves frozen weights
-            of; with DeepSpeed, steps to be skipped or weights already spread while loading.
+        InputError: FSDP was asked for and the trainer does not use it; what FSDP2 or DeepSpeed cannot do, all of it.
     """
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+    if asked and not trainer.is_spread:
         raise InputError(
             f"FSDP was asked for, but accelerate does not use it here (device {trainer.args.device.type}, "
             f"{trainer.args.world_size} processes); it wants one process per accelerator"
         )
+    problems: list[str] = []
     if trainer.is_fsdp_enabled:
-        version = trainer.accelerator.state.fsdp_plugin.fsdp_version
-        if version != 2:
-            raise InputError(
-                f"FSDP version {version} was asked for, expected 2; set fsdp_version: 2 (fsdp_config.version: 2)"
-            )
-    elif trainer.is_deepspeed_enabled:
-        if trainer.health.on_nonfinite == "skip":
-            raise InputError(
-                "loss.on_nonfinite: skip cannot be had with DeepSpeed, which takes a step before its gradients can be "
-                "looked at; set it to stop, or shard with FSDP2"
-            )
-    else:
-        return
-    frozen = _left_out(trainer.model)
+        problems += _fsdp_problems(trainer)
+    if trainer.is_deepspeed_enabled:
+        problems += _deepspeed_problems(trainer)
+    frozen = _left_out(trainer.model) if trainer.is_spread else []
     if frozen:
-        raise InputError(
+        problems.append(
             f"PEFT saves {len(frozen)} frozen weights of this adapter ({frozen[0]}, ...), which are not gathered from "
             "several processes; train it with DDP, or with another adapter.method"
         )
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def _fsdp_problems(trainer: Any) -> Iterator[str]:
+    plugin = trainer.accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        yield f"FSDP version {plugin.fsdp_version} was asked for, expected 2; set fsdp_version to 2"
+    if plugin.activation_checkpointing:
+        # It renames the modules that it wraps, and PEFT then finds no weight of the adapter to save.
+        yield (
+            "fsdp_activation_checkpointing hides an adapter's weights from saving; set it to false and "
+            "training.gradient_checkpointing to true"
+        )
+    if getattr(base_of(trainer.model), "is_loaded_in_8bit", False):
+        yield "model.quantization: 8bit weights cannot be split by FSDP2; use 4bit, or DDP"
+
+
+def _deepspeed_problems(trainer: Any) -> Iterator[str]:
+    if trainer.health.on_nonfinite == "skip":
+        yield (
+            "loss.on_nonfinite: skip cannot be had with DeepSpeed, which takes a step before its gradients can be "
+            "looked at; set it to stop, or shard with FSDP2"
+        )
+    if trainer.compiled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3:
+        yield "training.torch_compile finds no fixed shapes under ZeRO-3; leave it out, or shard with FSDP2"
+
+
+def reduce_in_float32(accelerator: Any) -> None:
+    """Let FSDP2's mixed precision sum gradients in float32 and leave the losses so, unlike accelerate's."""
+    plugin = accelerator.state.fsdp_plugin
+    policy = plugin.mixed_precision_policy
+    if plugin.fsdp_version == 2 and policy is not None:
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=policy.param_dtype, reduce_dtype=torch.float32)
 
 
 def _left_out(model: Any) -> list[str]:

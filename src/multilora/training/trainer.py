@@ -22,7 +22,7 @@ from multilora.training.compile import compile_blocks
 from multilora.training.groups import split_groups
 from multilora.training.health import Health, OnNonfinite
 from multilora.training.loss import token_losses
-from multilora.training.sharded import trained_weights
+from multilora.training.sharded import check_sharding, check_written, reduce_in_float32, trained_weights
 from multilora.training.tally import Tally
 
 
@@ -43,7 +43,7 @@ class MultiTaskTrainer(Trainer):
 
     Raises:
         InputError: batch size, accumulation and processes do not multiply to the plan's rows per step, or one
-            process would drive several GPUs; an unknown weighting or `on_nonfinite`.
+            process would drive several GPUs; an unknown weighting or `on_nonfinite`; what FSDP or DeepSpeed cannot do.
         RunError: while training, at a step that is not finite.
     """
 
@@ -75,7 +75,8 @@ class MultiTaskTrainer(Trainer):
         args.remove_unused_columns = False
         # transformers would remove an old checkpoint before the new one is whole.
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
-        if args.torch_compile:
+        self.compiled = args.torch_compile
+        if self.compiled:
             compile_blocks(model, backend=str(args.torch_compile_backend), mode=args.torch_compile_mode)
             args.torch_compile, args.torch_compile_backend = False, None  # accelerate would compile all of it
         args.logging_nan_inf_filter = False  # it hides what `health` reports, and waits for the device every batch
@@ -101,6 +102,9 @@ class MultiTaskTrainer(Trainer):
         self.tally = Tally(len(plan.task_names))
         self.health = Health(plan, self.tally, self.accelerator, on_nonfinite)
         self.add_callback(self.health)
+        check_sharding(self)
+        if self.is_fsdp_enabled:
+            reduce_in_float32(self.accelerator)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         """The plan's own order."""
@@ -156,14 +160,18 @@ class MultiTaskTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """transformers' own; of a model spread over processes what was trained is gathered, not a frozen base."""
-        if not self._is_spread():
+        if not self.is_spread:
             super().save_model(output_dir, _internal_call)
         elif not (_internal_call and self.is_fsdp_enabled and self._keeps_shards()):  # there the shards are enough
             state = trained_weights(self.model)
             if self.args.should_save:
-                self._save(output_dir or self.args.output_dir, state_dict=state)
+                folder = output_dir or str(self.args.output_dir)
+                self._save(folder, state_dict=state)
+                check_written(self.model, Path(folder))
 
-    def _is_spread(self) -> bool:
+    @property
+    def is_spread(self) -> bool:
+        """Whether FSDP2 or DeepSpeed spreads the model, or what belongs to it, over processes."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def _keeps_shards(self) -> bool:
@@ -176,7 +184,7 @@ class MultiTaskTrainer(Trainer):
             path: the folder to write; one that is there is replaced
             complete: adds to the folder, on the main process, before it takes its place
         """
-        state = trained_weights(self.model) if self._is_spread() else None
+        state = trained_weights(self.model) if self.is_spread else None
         if self.is_world_process_zero():
             with whole_folder(path) as folder:
                 self.accelerator.unwrap_model(self.model).save_pretrained(
