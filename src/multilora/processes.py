@@ -13,10 +13,10 @@ def is_main_process() -> bool:
 
 
 def end_process(code: int) -> None:
-    """End this process of several that speak gloo with an exit code; return in every other case.
+    """End this process of several with an exit code, if the interpreter should not wind down by itself; else return.
 
     Gloo's threads outlive their process group, and an interpreter that winds down beside them aborts now and then: a
-    finished run would be reported as failed.
+    finished run would be reported as failed. A process that has failed must not wait for the others either.
     """
     if "torch" not in sys.modules:
         return
@@ -24,10 +24,10 @@ def end_process(code: int) -> None:
 
     if not (dist.is_available() and dist.is_initialized()):
         return
-    gloo = "gloo" in str(dist.get_backend_config()) and dist.get_world_size() > 1
+    several, gloo = dist.get_world_size() > 1, "gloo" in str(dist.get_backend_config())
     if code == 0:
         dist.destroy_process_group()
-    if gloo:
+    if several and (gloo or code != 0):
         atexit._run_exitfuncs()  # trackers send their last lines
         sys.stdout.flush()
         sys.stderr.flush()
