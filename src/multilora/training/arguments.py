@@ -47,9 +47,7 @@ def argument_names() -> list[str]:
     return [item.name for item in dataclasses.fields(TrainingArguments) if item.init]
 
 
-def training_arguments(
-    training: Mapping[str, Any], *, output_dir: str, method: str, dtype: str = "float32", steps: int = -1
-) -> Any:
+def training_arguments(training: Mapping[str, Any], *, output_dir: str, method: str, dtype: str = "float32") -> Any:
     """The `TrainingArguments` of a run.
 
     Args:
@@ -57,7 +55,6 @@ def training_arguments(
         output_dir: where checkpoints go
         method: the adapter method, for the default learning rate
         dtype: of the base; where all of a bfloat16 base is trained, its masters are float32 and its products bfloat16
-        steps: optimizer steps that the plan holds; -1 leaves the recipe's
 
     Raises:
         ValueError, TypeError, ImportError: from transformers, for values it refuses.
@@ -72,8 +69,6 @@ def training_arguments(
         if not (torch.accelerator.is_available() or deepspeed):
             values.setdefault("use_cpu", True)  # transformers refuses bf16 on a CPU that it was not told of
     values = {name: _number(name, value, _default(TrainingArguments, name)) for name, value in values.items()}
-    if steps > 0:
-        values["max_steps"] = steps
     return TrainingArguments(output_dir=output_dir, remove_unused_columns=False, disable_tqdm=True, **values)
 
 
