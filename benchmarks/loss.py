@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from multilora.training.linear_loss import linear_cross_entropy
+from multilora.loss.linear_cross_entropy import linear_cross_entropy
 
 
 @dataclass(frozen=True)

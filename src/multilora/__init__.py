@@ -11,33 +11,33 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from multilora.analysis.run import analyze
+    from multilora.analysis.analyze import analyze
     from multilora.data.plan import Plan
-    from multilora.evaluation.run import Evaluation, evaluate
     from multilora.export.lora import convert_to_lora, export_lora
     from multilora.export.merge import export_merged
     from multilora.peft_method import MultiLoraConfig, MultiLoraLayer, MultiLoraModel
     from multilora.recipe import Recipe
-    from multilora.rundir import Run
-    from multilora.training.run import plan, train
+    from multilora.runs.directory import Run
+    from multilora.runs.evaluate import Evaluation, evaluate
+    from multilora.runs.train import plan, train
     from multilora.training.trainer import MultiTaskTrainer
 
 _HOMES = {
-    "Evaluation": "multilora.evaluation.run",
+    "Evaluation": "multilora.runs.evaluate",
     "MultiLoraConfig": "multilora.peft_method",
     "MultiLoraLayer": "multilora.peft_method",
     "MultiLoraModel": "multilora.peft_method",
     "MultiTaskTrainer": "multilora.training.trainer",
     "Plan": "multilora.data.plan",
     "Recipe": "multilora.recipe",
-    "Run": "multilora.rundir",
-    "analyze": "multilora.analysis.run",
+    "Run": "multilora.runs.directory",
+    "analyze": "multilora.analysis.analyze",
     "convert_to_lora": "multilora.export.lora",
-    "evaluate": "multilora.evaluation.run",
+    "evaluate": "multilora.runs.evaluate",
     "export_lora": "multilora.export.lora",
     "export_merged": "multilora.export.merge",
-    "plan": "multilora.training.run",
-    "train": "multilora.training.run",
+    "plan": "multilora.runs.train",
+    "train": "multilora.runs.train",
 }
 
 __all__ = [

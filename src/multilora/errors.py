@@ -62,17 +62,27 @@ class RunError(MultiLoraError, RuntimeError):
     """Training, evaluation or analysis failed after its input was accepted."""
 
 
+class _Unset:
+    def __repr__(self) -> str:
+        return "not set"
+
+
+_UNSET = _Unset()
+
+
 def changes(before: Any, after: Any, prefix: str = "") -> list[str]:
     """One line per place where two nested values differ: `training.max_steps: was 100, is 200`."""
     if isinstance(before, list) and isinstance(after, list):
         before, after = (dict(enumerate(value)) for value in (before, after))
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [*before, *(key for key in after if key not in before)]
-        return [line for key in keys for line in changes(before.get(key), after.get(key), f"{prefix}{key}.")]
+        return [
+            line for key in keys for line in changes(before.get(key, _UNSET), after.get(key, _UNSET), f"{prefix}{key}.")
+        ]
     return [] if before == after else [f"{prefix.rstrip('.')}: was {before!r}, is {after!r}"]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint naming the closest of `known`: `" (did you mean 'x'?)"`, or `""` when nothing is near."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

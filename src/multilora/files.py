@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all."""
+"""Writing files and folders atomically: whole, or not at all."""
 
 from __future__ import annotations
 
@@ -20,13 +20,37 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, readable by a person, whole or not at all."""
+    """Write a JSON file, indented for reading."""
     write_text(path, to_json(value) + "\n")
 
 
-def to_json(value: Any) -> str:
-    """Readable JSON; a number that is not finite, which JSON does not have, becomes null."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """Strict JSON; a number that is not finite, which JSON does not have, becomes null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    """Append one line of JSON."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(to_json(value, indent=None) + "\n")
+
+
+def drop_later_lines(path: Path, step: int) -> None:
+    """Drop the lines of a JSON log that were written after `step`: those steps are taken again.
+
+    An incomplete line is dropped too, and so is transformers' closing line with the run time.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+            if entry["step"] <= step and "train_runtime" not in entry:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue
+    write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _finite(value: Any) -> Any:
@@ -38,16 +62,38 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well, and vanishes if it does not."""
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` when the block succeeds, and is removed when it fails.
+
+    A folder that is already there is moved aside first and removed last. If the process is killed between the two,
+    `restore_folder` (also called here) brings it back.
+    """
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.partial")
+    restore_folder(path)
+    temporary, old = path.with_name(f".{path.name}.partial"), _aside(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, old)
         os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def restore_folder(path: Path) -> None:
+    """Undo a replacement by `atomic_folder` that was interrupted, or finish its cleaning up."""
+    path = path.resolve()
+    old = _aside(path)
+    if not old.is_dir():
+        return
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(old, path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")

@@ -113,7 +113,7 @@ def response_outside_the_choices(recipe):
 def weights_without_strategy(recipe):
     recipe["tasks"][0]["weight"] = 2
     recipe["tasks"][1]["name"] = "even"
-    return ["2 problems", "weight 2.0 would do nothing", "the name 'even' is used 2 times"]
+    return ["2 problems", "weight 2.0 has no effect", "the name 'even' is used 2 times"]
 
 
 def adapter_options_out_of_range(recipe):
@@ -124,7 +124,7 @@ def adapter_options_out_of_range(recipe):
 def no_model(recipe):
     del recipe["model"]
     recipe["tasks"][0]["path"] = "nowhere.jsonl"
-    return ["2 problems", "model: missing, and it has no default", "no such file or folder: 'nowhere.jsonl'"]
+    return ["2 problems", "model: missing; it has no default", "no such file or folder: 'nowhere.jsonl'"]
 
 
 def virtual_tokens(recipe):
@@ -139,7 +139,7 @@ def training_values_that_cannot_be(recipe):
 
 def steps_that_are_no_number(recipe):
     recipe["training"]["max_steps"] = "many"
-    return ["training: max_steps is 'many', expected a number"]
+    return ["training.max_steps is 'many', expected a whole number"]
 
 
 BAD = [

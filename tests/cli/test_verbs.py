@@ -105,7 +105,7 @@ def test_plan_shows_the_mixture_and_trains_nothing(recipe_file, recipe, tmp_path
 
 
 def test_plan_shows_again_what_it_showed_until_something_changes(recipe_file, recipe, monkeypatch, capsys):
-    from multilora.training import run
+    from multilora.runs import preview
 
     def plan(*options):
         code, out, _ = run_cli(monkeypatch, capsys, "plan", recipe_file, "--no-measure", "--json", *options)
@@ -114,7 +114,7 @@ def test_plan_shows_again_what_it_showed_until_something_changes(recipe_file, re
 
     first = plan()
     made = []
-    monkeypatch.setattr(run, "prepare", lambda *a, prepare=run.prepare: made.append(1) or prepare(*a))
+    monkeypatch.setattr(preview, "_make", lambda *a, make=preview._make: made.append(1) or make(*a))
     assert plan() == first
     assert not made
     assert plan("--set", "mixture.seed=1")["tasks"][0]["tokens"] != 0

@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from multilora.data.collate import Collator
 from multilora.data.probe import check_packing
 from multilora.errors import InputError
-from multilora.training.loss import token_losses
+from multilora.loss.token_losses import token_losses
 
 
 def make_qwen2():
@@ -104,8 +104,9 @@ def test_logits_of_each_segment(make, attention):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_probe_passes_models_that_keep_segments_apart(make, dtype):
-    check_packing(make().to(dtype))
+@pytest.mark.parametrize("flatten", [False, True])
+def test_the_probe_passes_models_that_keep_segments_apart(make, dtype, flatten):
+    check_packing(make().to(dtype), Collator(0, packed=True, flatten=flatten))
 
 
 def test_the_probe_refuses_a_model_that_ignores_positions(make):
@@ -119,7 +120,7 @@ def test_the_probe_refuses_a_model_that_ignores_positions(make):
     with pytest.raises(
         InputError, match=r"does not keep the segments of a packed row apart.*set data.packing to false"
     ):
-        check_packing(model)
+        check_packing(model, Collator(0, packed=True))
 
 
 def test_a_state_space_model_is_refused():
@@ -128,4 +129,4 @@ def test_a_state_space_model_is_refused():
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, state_size=4)
     with pytest.raises((InputError, TypeError), match=r"apart|position_ids"):
-        check_packing(MambaForCausalLM(config))
+        check_packing(MambaForCausalLM(config), Collator(0, packed=True))

@@ -142,7 +142,7 @@ def test_totals_in_examples_and_tokens(recipe):
     assert 3000 - 200 < tokens < 3000 + 4 * 128
     packed = multilora.plan(recipe, ["mixture.total_tokens=3000", "data.packing=true"])
     assert packed.table["tokens"].to_numpy().sum() >= 2900
-    with pytest.raises(multilora.errors.RecipeError, match=r"mixture.total_examples and training.max_steps both say"):
+    with pytest.raises(multilora.errors.RecipeError, match=r"mixture.total_examples and training.max_steps all set"):
         multilora.plan(recipe, ["mixture.total_examples=30", "training.max_steps=4"])
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from multilora.data.render import PLAIN_TEMPLATES, Renderer
 from multilora.data.tokenize import TokenizeOptions, tokenize_task
 from multilora.errors import DataError
-from multilora.tasks.base import free_example, to_dataset
+from multilora.example import free_example, to_dataset
 
 SPECIAL = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 TEXT = [

@@ -11,7 +11,7 @@ from multilora.data.collate import Collator, labelled
 from multilora.data.render import Renderer
 from multilora.data.tokenize import TokenizeOptions, fit, tokenize_task
 from multilora.errors import DataError
-from multilora.tasks.base import free_example, to_dataset
+from multilora.example import free_example, to_dataset
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -14,10 +14,11 @@ from conftest import make_gpt2, make_llama, write_jsonl
 from multilora.data.render import Renderer
 from multilora.errors import DataError
 from multilora.evaluation.choices import chosen
-from multilora.evaluation.run import evaluation_sets, score_tasks
+from multilora.evaluation.score import evaluation_sets, score_tasks
 from multilora.evaluation.scoring import generate, log_likelihoods
-from multilora.recipe import EvaluationSection, Recipe
-from multilora.tasks.base import Task, chat_example, choice_example, free_example, to_dataset
+from multilora.example import chat_example, choice_example, free_example, to_dataset
+from multilora.recipe import EvaluationSection, Recipe, TaskSection
+from multilora.tasks.base import Task
 
 
 def ignore(*_, **__):
@@ -70,7 +71,8 @@ def test_generation_stops_at_the_stop_token(tokenizer):
 
 class Fixed(Task):
     def __init__(self, name, kind, examples):
-        super().__init__(name, kind)
+        self.kind = kind
+        super().__init__(TaskSection(name=name))
         self.examples = examples
 
     def load(self, split):
@@ -95,7 +97,7 @@ def test_scores_of_a_task_with_choices(tokenizer):
             sums.append(sum(picked[:-1]))
             if choice == example["response"]:
                 loss, tokens = loss - sum(picked), tokens + len(picked)
-        right.append(max(range(3), key=sums.__getitem__) == example["labels"][0])
+        right.append(max(range(3), key=sums.__getitem__) == example["correct"][0])
     p = sum(right) / 12
     assert (score.metric, score.value, score.metrics) == ("accuracy", p, {"accuracy": p})
     assert score.stderr == pytest.approx(math.sqrt(p * (1 - p) / 11))
@@ -134,7 +136,7 @@ def test_a_tie_is_not_right():
     same = [torch.tensor([-1.0, -5.0]), torch.tensor([-1.0, -0.1])]
     assert chosen(example, same, closing=1) == "a"
     assert chosen(example, [torch.tensor([-0.5, -5.0]), same[1]], closing=1) == "b"
-    both = choice_example("q", ["a", "b"], 1, also_right=[0])
+    both = choice_example("q", ["a", "b"], 1, also_correct=[0])
     assert chosen(both, same, closing=1) == "b"
 
 

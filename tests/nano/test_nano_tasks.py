@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from multilora.nano import arithmetic, instructions, knowledge, task, understanding
+from multilora.example import Example
+from multilora.nano import arithmetic, draw, instructions, knowledge, understanding
 from multilora.nano.world import ANIMALS, FOODS, RELATIONS, THINGS, fact_base
 
 FAMILIES = {
@@ -21,6 +22,7 @@ each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.
 DUMP = """
 import hashlib, random
 from itertools import islice
+from multilora.example import Example
 from multilora.nano import arithmetic, corpus, instructions, knowledge, understanding
 families = (instructions, understanding, knowledge, arithmetic)
 made = [family.examples(split, 60, 3) for family in families for split in ("train", "eval")]
@@ -63,31 +65,31 @@ def test_no_prompt_twice_and_no_overlap_of_splits(family: ModuleType) -> None:
 def test_form_of_examples(family: ModuleType) -> None:
     for split in ("train", "eval"):
         for e in family.examples(split, 400, 1):
-            assert set(e) == {"prompt", "response", "choices", "label", "answer"}
+            assert set(e) == set(Example.__annotations__)
             assert (e["prompt"] + e["response"]).isascii()
             assert e["prompt"] == e["prompt"].strip()
             assert e["response"] == e["response"].strip() != ""
             if e["choices"]:
-                assert e["choices"][e["label"]] == e["response"] == e["answer"]
+                assert e["choices"][e["correct"][0]] == e["response"] == e["answer"]
                 assert len(set(e["choices"])) == len(e["choices"])
             else:
-                assert e["label"] == -1
+                assert e["correct"] == []
                 assert e["answer"] in e["response"]
 
 
 @each_family
 def test_too_many_examples_are_refused_with_the_number_available(family: ModuleType) -> None:
-    for split, available in task.AVAILABLE.items():
+    for split, available in draw.AVAILABLE.items():
         with pytest.raises(ValueError, match=str(available)):
             family.examples(split, available + 1, 0)
     with pytest.raises(ValueError, match="test"):
         family.examples("test", 1, 0)
-    assert len(family.examples("eval", task.AVAILABLE["eval"], 0)) == task.AVAILABLE["eval"]
+    assert len(family.examples("eval", draw.AVAILABLE["eval"], 0)) == draw.AVAILABLE["eval"]
 
 
 @pytest.mark.parametrize(("family", "number"), [(understanding, 2), (knowledge, 4)])
 def test_labels_are_balanced(family: ModuleType, number: int) -> None:
-    labels = [e["label"] for e in family.examples("eval", 400, 2)]
+    labels = [e["correct"][0] for e in family.examples("eval", 400, 2)]
     assert [labels.count(label) for label in range(number)] == [400 // number] * number
 
 
@@ -169,7 +171,7 @@ def test_the_statement_alone_tells_nothing() -> None:
     for e in understanding.examples("train", 8000, 0):
         statement = _parted(e["prompt"])[1]
         cue = (re.findall(r"\d+", statement) or [statement.rsplit(" ", 1)[1]])[0]
-        seen.setdefault(cue, []).append(e["label"])
+        seen.setdefault(cue, []).append(e["correct"][0])
     right = sum(max(labels.count(0), labels.count(1)) for labels in seen.values())
     assert right / 8000 < 0.54
 

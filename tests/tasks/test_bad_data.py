@@ -36,7 +36,7 @@ def task(path, **keys):
         ("t.txt", b"q", "unknown file type '.txt'; expected one of .jsonl, .ndjson, .json, .csv, .parquet"),
         ("t.csv", b"q,a\n", "no examples in .*t.csv: it holds no records"),
         ("t.jsonl", b"\n", "no examples in .*t.jsonl: it holds no records"),
-        ("t.jsonl", b'{"q": "a", "a": "b"}', r"1 example\(s\) cannot be split into training and evaluation"),
+        ("t.jsonl", b'{"q": "a", "a": "b"}', r"1 record\(s\) cannot be split into training and evaluation"),
         ("t.csv", b"q,answer\nx,y\nx,y\n", r"line 2: the response template: 'a' is undefined; the record has 'q', 'an"),
         ("t.jsonl", b'{"q": "a", "a": null}', "line 1: the response template: a field it uses is null"),
         ("t.jsonl", b'{"q": "a", "a": " "}', "line 1: the response is empty, so no token would be trained on"),
@@ -109,7 +109,7 @@ def test_bad_records_are_left_out_and_counted_if_asked(tmp_path, caplog):
 
 def test_dropping_does_not_hide_that_nothing_is_left_or_a_broken_file(tmp_path):
     path = write_jsonl(tmp_path / "t.jsonl", [{"q": "a", "b": "b"}] * 5)
-    with pytest.raises(DataError, match=r"every record was left out: missing field \(\d\); mend"):
+    with pytest.raises(DataError, match=r"every record was left out: missing field \(\d\); fix"):
         task(path, on_error="drop").load("train")
     path.write_text('{"q": "a", "a": "b"}\n{')
     with pytest.raises(DataError, match="line 2: broken JSON"):

@@ -10,7 +10,8 @@ from datasets import Dataset
 
 from multilora.errors import DataError
 from multilora.recipe import TaskSection
-from multilora.tasks import BUILT_IN, make_task
+from multilora.recipe.built_in_tasks import BUILT_IN
+from multilora.tasks import make_task
 from multilora.tasks.superglue import RENDERERS
 
 PASSAGE = "Ann met Bob in Rome.\n@highlight\nAnn likes Rome"
@@ -107,7 +108,7 @@ def test_superglue_official_and_hub_records_agree(name):
     assert [example["response"] for example in ours] == responses
     assert next(RENDERERS[name](hub, "here")) == ours[0]
     for example in ours:
-        assert example["response"] == example["choices"][example["labels"][0]]
+        assert example["response"] == example["choices"][example["correct"][0]]
 
 
 def test_copa_asks_for_the_cause_when_asked():
@@ -120,7 +121,7 @@ def test_copa_asks_for_the_cause_when_asked():
 def test_record_counts_every_official_answer():
     record = dict(SUPERGLUE["record"][1], answers=["Rome", "Ann", "Rome"])
     (example,) = RENDERERS["record"](record, "here")
-    assert example["labels"] == [2, 0]
+    assert example["correct"] == [2, 0]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_generated_families(family):
     assert not set(train["prompt"]) & set(evaluation["prompt"])
     row = evaluation[0]
     if task.kind == "choice":
-        assert row["choices"][row["labels"][0]] == row["response"]
+        assert row["choices"][row["correct"][0]] == row["response"]
     else:
         assert task.final_answer(row["response"]) == row["answer"]
 

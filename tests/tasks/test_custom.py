@@ -188,7 +188,7 @@ def test_questions_with_choices(choices, answer, tmp_path):
     task = make_task(section(path, question="{{ stem }}", choices=choices, answer=answer))
     example = task.load("train")[0]
     assert example["prompt"] == "Why?\nA. ice\nB. fire\nC. 7\nAnswer:"
-    assert (example["response"], example["choices"], example["labels"]) == ("B", ["A", "B", "C"], [1])
+    assert (example["response"], example["choices"], example["correct"]) == ("B", ["A", "B", "C"], [1])
     assert (task.kind, task.score([example], ["B"])) == ("choice", {"accuracy": 1.0})
 
 
@@ -238,16 +238,19 @@ PROMPT = {"prompt": "{{ q }}", "response": "{{ a }}"}
             {"messages": "m", "choices": ["a", "b"], "metric": "accuracy"},
             ["choices do not go with messages", "metric accuracy: chats are scored by their loss"],
         ),
-        ({"question": "q", "choices": "c", "answer": "a", "metric": "token_f1"}, ["metric token_f1: questions"]),
+        (
+            {"question": "q", "choices": "c", "answer": "a", "metric": "token_f1"},
+            ["metric token_f1 scores generated text"],
+        ),
         ({**PROMPT, "choices": "c"}, ["choices 'c' names a field, which goes with question and answer"]),
-        ({**PROMPT, "choices": ["a", "a"]}, ["choices holds 'a' more than once"]),
-        ({**PROMPT, "choices": ["a"]}, ["a choice list needs at least two choices, got ['a']"]),
+        ({**PROMPT, "choices": ["a", "a"]}, ["choices lists 'a' more than once"]),
+        ({**PROMPT, "choices": ["a"]}, ["expected at least two choices, got ['a']"]),
         ({**PROMPT, "choices": [True, False]}, ["expected a list of texts (quote yes, no and numbers)"]),
         ({**PROMPT, "metric": "accuracy"}, ["metric accuracy scores choices"]),
         ({**PROMPT, "metric": "f1_macro"}, ["metric f1_macro scores choices"]),
         ({**PROMPT, "split": "train"}, ["split: path is a single file, which has no splits"]),
         ({**PROMPT, "path": "hub:a/b/c"}, ["path: 'hub:a/b/c', expected hub:owner/name or hub:owner/name:config"]),
-        ({"name": "gsm8k", "messages": "m"}, ["messages is for your own data; the built-in task 'gsm8k' brings"]),
+        ({"name": "gsm8k", "messages": "m"}, ["messages is for your own data; the built-in task 'gsm8k' has its own"]),
         ({"name": "mmlu/astronomy", "prompt": "m"}, ["prompt is for your own data; the built-in task"]),
         (
             {"name": "nano/knowledge", "path": None, "on_error": "drop", "split": "train"},

@@ -49,7 +49,7 @@ def test_real_files_load_whole(name):
         for example in examples:
             assert example["prompt"].strip()
             assert example["response"].strip()
-            assert [example["choices"][label] for label in example["labels"][:1]] == [example["response"]][
+            assert [example["choices"][label] for label in example["correct"][:1]] == [example["response"]][
                 : len(example["choices"])
             ]
     # Who says the reference is right by every metric.

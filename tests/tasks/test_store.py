@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import datasets
 import pytest
 from conftest import write_jsonl
 
 from multilora.errors import DataError
 from multilora.recipe import TaskSection
 from multilora.tasks import make_task
-from multilora.tasks.base import held_out_positions
+from multilora.tasks.base import held_out_indices
 from multilora.tasks.templates import FieldTemplate
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache folder."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "multilora"
 
 
@@ -51,7 +50,7 @@ def test_a_second_load_reads_what_the_first_built(tmp_path, cache, rendered):
     assert again.to_list() == first.to_list()
     assert again._fingerprint == first._fingerprint != evaluation._fingerprint
     assert [Path(file["filename"]).parent.parent for file in first.cache_files] == [cache]
-    held_out = held_out_positions(2500, 0.1)
+    held_out = held_out_indices(2500, 0.1)
     assert evaluation["prompt"][:] == [f"q{i}" for i in range(2500) if i in held_out]
     assert first["prompt"][:] == [f"q{i}" for i in range(2500) if i not in held_out]
     assert not list(cache.glob(".partial*"))
@@ -78,7 +77,7 @@ def test_an_error_leaves_nothing_behind(tmp_path, cache):
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "file"))
     path = write_jsonl(tmp_path / "t.jsonl", [{"q": "q", "a": "a"}] * 3)
     with pytest.raises(DataError, match=r"the cache cannot be written .*set HF_DATASETS_CACHE"):
         load(path)
@@ -101,7 +100,7 @@ def test_records_are_not_held_all_at_once(tmp_path, cache, monkeypatch):
             alive[0] -= 1
 
     path = write_jsonl(tmp_path / "t.jsonl", [{"q": f"q{i}", "a": "a"} for i in range(500)])
-    from multilora.tasks.custom import TextTask
+    from multilora.tasks.own_data import TextTask
 
     plain = TextTask.examples
     monkeypatch.setattr(TextTask, "examples", lambda self, record, where: map(Counted, plain(self, record, where)))

@@ -11,7 +11,7 @@ import torch
 from processes import accelerated, assert_same_course, assert_same_log, in_two, weights_of
 
 import multilora
-from multilora.rundir import Run
+from multilora.runs.directory import Run
 
 pytestmark = [
     pytest.mark.slow,

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import multilora
 from multilora import MultiLoraConfig
-from multilora.training.loss import token_losses
+from multilora.loss.token_losses import token_losses
 
 ROWS = 4
 IDS = torch.randint(3, 320, (ROWS, 10), generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 import multilora
 from multilora.errors import RecipeError, RunError
-from multilora.training.during import merits, summarise
+from multilora.training.callbacks.evaluate import summarise
 
 OPTIONS = [
     "training.max_steps=8",
@@ -75,9 +75,9 @@ def test_the_best_weights_are_kept(recipe):
     run = multilora.train(recipe, [*OPTIONS, "evaluation.keep=best", "evaluation.best_by=echo"])
     found = lines(run)
     best = max(found, key=lambda line: line["merits"]["echo"])
-    assert json.loads((run.path / "best" / "evaluation.json").read_text())["step"] == best["step"]
+    assert json.loads((run.path / f"best-{best['step']}" / "evaluation.json").read_text())["step"] == best["step"]
     assert run.training["weights_of_step"] == best["step"]
-    assert same(weights(run.weights), weights(run.path / "best"))
+    assert same(weights(run.weights), weights(run.path / f"best-{best['step']}"))
     run.load_model()
 
 
@@ -107,10 +107,10 @@ def test_what_evaluations_are_compared_by():
 
 
 def test_a_task_without_a_metric_counts_by_its_loss():
-    from multilora.evaluation.metrics import TaskScore
+    from multilora.evaluation.task_score import TaskScore
 
     score = TaskScore(metric="none", value=None, stderr=None, n=3, loss=2.5, truncated=0, dropped=0, metrics={})
-    assert merits({"chat": score}) == {"chat": -2.5}
+    assert score.merit == -2.5
 
 
 def test_what_would_do_nothing_is_refused(recipe):
@@ -119,4 +119,4 @@ def test_what_would_do_nothing_is_refused(recipe):
     assert "evaluation.best_by: 'evne' is neither macro nor worst nor a task (did you mean 'even'?)" in str(
         caught.value
     )
-    assert "evaluation.keep: would do nothing without evaluation while training" in str(caught.value)
+    assert "evaluation.keep: has no effect without evaluation during training" in str(caught.value)

@@ -16,8 +16,8 @@ from torch.distributed.checkpoint import FileSystemReader
 
 import multilora
 from multilora.errors import InputError, RunError
-from multilora.rundir import Run
-from multilora.training.sharded import check_sharding, check_written
+from multilora.runs.directory import Run
+from multilora.training.sharding import check_sharding, check_written
 
 CONFIG = "fsdp2.yaml"
 
@@ -54,11 +54,10 @@ def test_two_processes_equal_one(recipe, tmp_path):
     for key, value in uninterrupted.items():
         assert torch.equal(resumed[key], value), key
 
+    best = json.loads((whole.path / f"best-{whole.training['weights_of_step']}" / "evaluation.json").read_text())
     lora = multilora.export_lora(run, tmp_path / "lora")
     assert (lora / "adapter_model.safetensors").is_file()
-    assert multilora.evaluate(run).after["even"].loss == pytest.approx(
-        json.loads((whole.path / "best" / "evaluation.json").read_text())["tasks"]["even"]["loss"], rel=1e-3
-    )
+    assert multilora.evaluate(run).after["even"].loss == pytest.approx(best["tasks"]["even"]["loss"], rel=1e-3)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 import multilora
 from multilora import MultiLoraConfig
 from multilora.errors import RecipeError
-from multilora.training.groups import kind_of, split_groups
+from multilora.training.parameter_groups import kind_of, split_groups
 
 
 @pytest.mark.parametrize("config", [MultiLoraConfig, LoraConfig])
@@ -69,5 +69,5 @@ def test_the_logged_rate_is_the_one_asked_for(recipe):
 def test_a_factor_that_would_do_nothing_is_refused(recipe):
     with pytest.raises(RecipeError) as caught:
         multilora.plan(recipe, ["adapter={method: full}", "optimizer={scale_lr_factor: 8, up_lr_factor: 2}"])
-    assert "optimizer.scale_lr_factor: 8.0 would do nothing with adapter.method `full`" in str(caught.value)
-    assert "optimizer.up_lr_factor: 2.0 would do nothing" in str(caught.value)
+    assert "optimizer.scale_lr_factor: 8.0 has no effect with adapter.method `full`" in str(caught.value)
+    assert "optimizer.up_lr_factor: 2.0 has no effect" in str(caught.value)

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 import multilora
 from multilora import MultiLoraConfig
 from multilora.errors import InputError, RunError
-from multilora.training.health import Health, describe_rows, scale_norms, warn_of_zero_scales
+from multilora.training.callbacks.health import Health, describe_rows, scale_norms, warn_of_zero_scales
 
 
 class Poison(TrainerCallback):

@@ -60,7 +60,7 @@ def test_lora_through_our_path_equals_peft_and_trainer_by_hand(recipe, tmp_path)
 
 
 def test_a_packed_epoch_has_the_loss_of_the_unpacked_one(recipe):
-    from multilora.training.loss import token_losses
+    from multilora.loss.token_losses import token_losses
 
     del recipe["training"]["max_steps"]
     recipe["training"] |= {"num_train_epochs": 1, "per_device_train_batch_size": 1}

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import multilora
-from multilora.rundir import Run
+from multilora.runs.directory import Run
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 

@@ -27,9 +27,9 @@ from transformers import (
 
 from multilora import MultiLoraConfig
 from multilora.data.collate import Collator
-from multilora.training import output_head
-from multilora.training.linear_loss import LogitMap, linear_cross_entropy
-from multilora.training.loss import token_losses
+from multilora.loss import output_head
+from multilora.loss.linear_cross_entropy import LogitMap, linear_cross_entropy
+from multilora.loss.token_losses import token_losses
 
 VOCABULARY, BATCH, LENGTH = 320, 3, 12
 SIZES = {

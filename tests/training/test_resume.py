@@ -116,7 +116,7 @@ def test_a_signal_ends_with_a_checkpoint(recipe, tmp_path, number):
 
 def test_without_a_checkpoint_a_resumed_run_starts_anew(recipe, tmp_path):
     whole = multilora.train(recipe, [*CHECKPOINTED, f"output_dir={tmp_path / 'whole'}"])
-    with pytest.raises(RunError, match="there is no whole checkpoint yet"):
+    with pytest.raises(RunError, match="there is no complete checkpoint yet"):
         multilora.train(recipe, CHECKPOINTED, callbacks=[StopAt(2, fail)])
     assert_same(multilora.train(recipe, CHECKPOINTED, resume=True), whole)
 
@@ -187,4 +187,4 @@ def test_killed_at_random_and_resumed_it_is_the_same_run(recipe, tmp_path):
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["kills"] >= KILLS
     assert len(set(facts["resumed_from"])) > KILLS / 3, "the kills all fell into the same place"
-    assert_same(multilora.rundir.Run(killed.output_dir), whole)
+    assert_same(multilora.Run(killed.output_dir), whole)

@@ -12,9 +12,9 @@ import multilora
 from multilora import MultiTaskTrainer
 from multilora.data.collate import Collator
 from multilora.errors import InputError
+from multilora.loss.token_losses import token_losses
 from multilora.recipe import Recipe
-from multilora.training.loss import token_losses
-from multilora.training.run import prepare
+from multilora.training.prepare import prepare
 
 
 def batch_of(recipe, count=6):

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 import multilora
 from multilora.errors import InputError, RecipeError
-from multilora.training.loss import token_losses
-from multilora.training.weighting import check, examples_of, totals, weighted_loss
+from multilora.loss.token_losses import token_losses
+from multilora.loss.weighting import check, examples_of, totals, weighted_loss
 
 WEIGHTINGS = ["token", "example", "task"]
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from multilora.errors import AdapterError
+from multilora.methods import FULL
+from multilora.peft_method import MultiLoraLayer
 
 
 def singular_values_of_product(up: Tensor, down: Tensor) -> Tensor:
@@ -128,8 +130,6 @@ def _factors(module: Any, method: str, adapter_name: str) -> tuple[Tensor, Tenso
     """(up [..., d_out, k], down [..., k, d_in]) of MultiLoRA and LoRA layers, None for other methods."""
     from peft.tuners import lora
 
-    from multilora.peft_method import MultiLoraLayer
-
     if isinstance(module, MultiLoraLayer):
         down, up = module.effective_factors(adapter_name)
         return up, down
@@ -184,7 +184,7 @@ def adapter_spectrum(model: Any, method: str, adapter_name: str = "default") -> 
     return Spectrum(method, matrices)
 
 
-def difference_spectrum(before: Any, after: Any, method: str = "full") -> Spectrum:
+def difference_spectrum(before: Any, after: Any, method: str = FULL) -> Spectrum:
     """The spectrum of `after - before` for every linear map inside the decoder layers (not the output head).
 
     These are the matrices that `target_modules: all-linear` adapts, so that methods are compared on the same ones.

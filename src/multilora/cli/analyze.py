@@ -9,7 +9,7 @@ def analyze(run: RunPath, json: AsJson = False) -> None:
     """Singular values of the weight update of every adapted matrix, with a figure."""
     from pathlib import Path
 
-    from multilora.analysis.run import analyze as analyze_run
+    from multilora.analysis.analyze import analyze as analyze_run
     from multilora.cli.show import show_json, table
 
     spectrum = analyze_run(run)

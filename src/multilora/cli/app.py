@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from multilora.cli import analyze, demo, evaluate, export, nano, plan, tasks, train
+from multilora.cli import analyze, demo, evaluate, export, nano, plan, schema, tasks, train
 
 app = typer.Typer(
     name="multilora",
@@ -20,6 +20,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("analyze")(analyze.analyze)
 app.command("export")(export.export)
 app.command("tasks")(tasks.tasks)
+app.command("schema")(schema.schema)
 app.add_typer(nano.app, name="nano")
 
 

@@ -9,7 +9,7 @@ import typer
 from multilora.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from multilora.study.run import Comparison
+    from multilora.study.compare import Comparison
 
 
 def demo(
@@ -20,7 +20,7 @@ def demo(
     from pathlib import Path
 
     from multilora.cli.show import show_json
-    from multilora.study.demo import next_free, run_demo
+    from multilora.demo import next_free, run_demo
 
     comparison = run_demo(Path(out) if out else next_free(Path("runs/demo")))
     if json:
@@ -31,7 +31,7 @@ def demo(
 
 def _show(comparison: Comparison) -> None:
     from multilora.cli.show import percent, table
-    from multilora.study.run import mean_loss, mean_value
+    from multilora.study.compare import mean_loss, mean_value
 
     columns = ["method", "trained", "seconds", *comparison.base, "mean", "mean loss", "effective rank"]
     rows = [

@@ -18,7 +18,7 @@ def evaluate(
 ) -> None:
     """Score every task of a run, before and after training."""
     from multilora.cli.show import percent, show_json, table
-    from multilora.evaluation.run import evaluate as evaluate_run
+    from multilora.runs.evaluate import evaluate as evaluate_run
 
     evaluation = evaluate_run(run, max_examples=max_examples)
     if json:

@@ -14,39 +14,13 @@ Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="take two 
 def plan(recipe: RecipePath, overrides: Overrides = None, json: AsJson = False, measure: Measure = True) -> None:
     """Show what a recipe would train on: shares, tokens, steps, parameters, cost, one example per task."""
     from multilora.cli.show import show_json
-    from multilora.data import plan_cache
+    from multilora.runs.preview import plan_preview
 
-    key = plan_cache.cache_key(recipe, overrides or (), measured=measure)
-    shown = plan_cache.read(key)
-    if shown is None:
-        shown = _make(recipe, overrides or [], measure)
-        plan_cache.write(key, shown)
+    preview = plan_preview(recipe, overrides or (), measure=measure)
     if json:
-        show_json(shown)
+        show_json(preview)
     else:
-        _show(shown)
-
-
-def _make(recipe: Any, overrides: list[str], measure: bool) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from multilora.modeling import parameter_counts
-    from multilora.recipe import Recipe
-    from multilora.training.measure import step_cost
-    from multilora.training.run import prepare
-
-    prepared = prepare(Recipe.load(recipe, overrides))
-    trainable, total = parameter_counts(prepared.model)
-    return {
-        **prepared.plan.as_dict(),
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-        "cost": asdict(step_cost(prepared)) if measure else None,
-        "examples": {
-            name: [{"text": text, "trained": trained} for text, trained in prepared.plan.rendered(name)]
-            for name in prepared.plan.task_names
-        },
-    }
+        _show(preview)
 
 
 def _show(shown: dict[str, Any]) -> None:

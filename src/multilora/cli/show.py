@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from multilora.evaluation.metrics import TaskScore
+from multilora.evaluation.task_score import TaskScore
 from multilora.files import to_json
 
 

@@ -8,13 +8,13 @@ from multilora.cli.options import AsJson
 def tasks(json: AsJson = False) -> None:
     """List the built-in tasks."""
     from multilora.cli.show import show_json, table
-    from multilora.tasks import BUILT_IN
+    from multilora.recipe.built_in_tasks import BUILT_IN
 
     if json:
-        show_json({name: about for name, (_, _, about) in BUILT_IN.items()})
+        show_json({name: task.about for name, task in BUILT_IN.items()})
         return
     table(
         "any other name is your own data: path, and prompt and response, or messages, or question, choices and answer",
         ["task", "what it is"],
-        [[name, about] for name, (_, _, about) in BUILT_IN.items()],
+        [[name, task.about] for name, task in BUILT_IN.items()],
     )

@@ -15,7 +15,7 @@ def train(recipe: RecipePath, overrides: Overrides = None, resume: Resume = Fals
     """Train a recipe and write its run directory."""
     from multilora.cli.show import show_json, table
     from multilora.processes import is_main_process
-    from multilora.training.run import train as train_recipe
+    from multilora.runs.train import train as train_recipe
 
     run = train_recipe(recipe, overrides or (), resume=resume)
     if not is_main_process():

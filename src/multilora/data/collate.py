@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from multilora.data.mixture import Int64
+from multilora.modeling import uses_flash_attention
 
 Row = dict[str, list[int]]
 
@@ -86,6 +87,18 @@ class Collator:
         else:
             batch["attention_mask"] = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
         return batch
+
+
+def collator_for(model: Any, tokenizer: Any, *, packed: bool) -> Collator:
+    """The collator for batches of a plan.
+
+    Args:
+        model: decides the form of packed batches: flash attention takes them as a single sequence
+        tokenizer: gives the token to pad with
+        packed: the plan's rows hold several segments
+    """
+    flatten = packed and uses_flash_attention(model)
+    return Collator(pad_token_id(tokenizer), packed=packed, flatten=flatten)
 
 
 def pad_token_id(tokenizer: Any) -> int:

@@ -75,7 +75,8 @@ class Draws:
     seed: int
 
     def __post_init__(self) -> None:
-        self.positions: Int64 = np.empty(0, dtype=np.int64)
+        self._order: Int64 = np.empty(0, dtype=np.int64)  # doubled as it grows
+        self._known = 0
 
     @property
     def size(self) -> int:
@@ -84,11 +85,17 @@ class Draws:
 
     def first(self, count: int) -> Int64:
         """The examples of the first `count` draws; every example comes once before any comes twice."""
-        while len(self.positions) < count:
-            epoch = len(self.positions) // self.size
-            order = generator(self.seed, "epoch", self.name, epoch).permutation(self.size)
-            self.positions = np.concatenate([self.positions, order.astype(np.int64)])
-        return self.positions[:count]
+        if count > len(self._order):
+            epochs = -(-max(count, 2 * len(self._order)) // self.size)
+            larger = np.empty(epochs * self.size, dtype=np.int64)
+            larger[: self._known] = self._order[: self._known]
+            self._order = larger
+        while self._known < count:
+            epoch = self._known // self.size
+            permutation = generator(self.seed, "epoch", self.name, epoch).permutation(self.size)
+            self._order[self._known : self._known + self.size] = permutation
+            self._known += self.size
+        return self._order[:count]
 
     def jitter(self, count: int) -> Float64:
         """A number in [0, 1) for each of the first `count` draws: where within its part of the way it lies."""

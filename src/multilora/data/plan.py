@@ -28,7 +28,7 @@ from multilora.errors import DataError, RecipeError, RunDirectoryError, changes
 from multilora.files import write_json
 from multilora.progress import progress
 from multilora.recipe import Recipe
-from multilora.tasks import make_task
+from multilora.tasks.make import make_task
 
 if TYPE_CHECKING:
     import pyarrow as pa

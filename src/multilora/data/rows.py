@@ -68,11 +68,12 @@ def mixed(
         found = mixture.in_order(draws, mixture.exact_counts(draws, shares, total))
         return np.arange(total, dtype=np.int64), found
     if wanted.steps is None:
-        found = mixture.stream(draws, shares, wanted.amount)
-        packed = pack(per_draw(found, draws, lengths), wanted.capacity, seed)
-        rows = wanted.whole_rows(int(packed.max()) + 1)
-        if rows == int(packed.max()) + 1:  # nothing to be filled up
-            return packed, found
+        stream = mixture.stream(draws, shares, wanted.amount)
+        packed = pack(per_draw(stream, draws, lengths), wanted.capacity, seed)
+        made = int(packed.max(initial=-1)) + 1  # none if the total is below one example
+        rows = wanted.whole_rows(made)
+        if rows == made:  # nothing to fill up
+            return packed, stream
     else:
         rows = wanted.steps * wanted.rows_per_step
     return _packed_rows(draws, lengths, shares, rows, wanted.capacity, seed)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from multilora.cache import cache_key, cache_root
 from multilora.data.render import Piece, Renderer
-from multilora.errors import DataError
+from multilora.errors import DataError, RecipeError
+from multilora.modeling import max_positions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 # Part of every cache key: raise it whenever the same example would become other tokens.
 VERSION = 2
 WHOLE, TRUNCATED, CUT = 0, 1, 2
+DEFAULT_MAX_LENGTH = 1024
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,20 @@ class TokenizedTask:
 def _column(dataset: Dataset, name: str) -> npt.NDArray[np.int64]:
     # From Arrow at once; by way of rows it takes minutes for a million.
     return np.asarray(dataset.data.column(name).to_numpy(), dtype=np.int64)
+
+
+def row_length(max_length: int | None, config: Any) -> int:
+    """Tokens of a row: the recipe's `data.max_length`, else the model's positions but at most 1024.
+
+    Raises:
+        RecipeError: more than the model has positions.
+    """
+    positions = max_positions(config) or DEFAULT_MAX_LENGTH
+    if max_length is not None and max_length > positions:
+        raise RecipeError(
+            [f"data.max_length: {max_length} is more than the {positions} positions of the model; use at most these"]
+        )
+    return max_length or min(positions, DEFAULT_MAX_LENGTH)
 
 
 def fit(prefix: list[int], response: list[int], max_length: int, bos: int | None) -> list[int] | None:
@@ -201,8 +215,8 @@ def tokenize_task(
             "example": Value("int64"),
         }
     )
-    key = cache_key(examples, renderer, options)
-    folder = cache_folder()
+    key = tokens_key(examples, renderer, options)
+    folder = cache_root()
     folder.mkdir(parents=True, exist_ok=True)
     quiet = are_progress_bars_disabled()
     disable_progress_bars()  # the plan shows its own
@@ -244,25 +258,17 @@ def tokenize_task(
     )
 
 
-def cache_folder() -> Path:
-    """Where token caches lie: `multilora/` in `datasets`' cache (HF_DATASETS_CACHE)."""
-    from datasets import config
-
-    return Path(os.environ.get("HF_DATASETS_CACHE", config.HF_DATASETS_CACHE)) / "multilora"
-
-
-def cache_key(examples: Dataset, renderer: Renderer, options: TokenizeOptions) -> str:
+def tokens_key(examples: Dataset, renderer: Renderer, options: TokenizeOptions) -> str:
     """A name for the tokens of these examples under this tokenizer, template and options."""
     tokenizer = renderer.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    parts = (
+    return cache_key(
         VERSION,
         examples._fingerprint,
         described,
         tokenizer.chat_template,
         tokenizer.special_tokens_map,
         renderer.template,
-        options,
+        asdict(options),
     )
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -10,8 +10,8 @@ from typing import Any
 from multilora.data.render import Renderer
 from multilora.data.tokenize import fit
 from multilora.errors import DataError
+from multilora.example import Example
 from multilora.recipe import EvaluationSection
-from multilora.tasks.base import Example
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def questions_of(renderer: Renderer, examples: Sequence[Example], length: int) -
         choices = example["choices"]
         if choices:
             # The reference comes first; `chosen` knows the order.
-            gold = example["labels"][0]
-            responses = [choices[gold], *(choice for place, choice in enumerate(choices) if place != gold)]
+            reference = example["correct"][0]
+            responses = [choices[reference], *(choice for index, choice in enumerate(choices) if index != reference)]
         else:
             responses = [example["response"]]
         continuations = [renderer.response_ids(response) + closing for response in responses]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from multilora.data.collate import pad_token_id
-from multilora.training.loss import token_losses
+from multilora.loss.token_losses import token_losses
 
 Advance = Callable[..., None]
 

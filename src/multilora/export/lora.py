@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from multilora.errors import AdapterError, RunDirectoryError
-from multilora.files import whole_folder
+from multilora.files import atomic_folder
+from multilora.methods import FULL
 from multilora.peft_method import MultiLoraConfig, MultiLoraLayer, ParamWrapper
+from multilora.runs.directory import Run, check_free
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -134,18 +136,16 @@ def export_lora(source: Any, out: str | Path, adapter_name: str = "default") -> 
         AdapterError: not a MultiLoRA adapter.
         RunDirectoryError: `out` is taken, or `source` is not a finished run.
     """
-    from multilora.rundir import Run, check_free
-
     out = Path(out)
     check_free(out)
     if isinstance(source, str | Path):
         source = Run(source)
     if isinstance(source, Run):
-        if source.recipe.adapter.method == "full":
+        if source.recipe.adapter.method == FULL:
             raise RunDirectoryError(f"{source.path}: trained all weights, which is not a LoRA; export it merged")
         source = source.load_model()
     config, state = lora_state(source, adapter_name)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         config.save_pretrained(str(folder))
         save_file(state, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
     return out

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from multilora.errors import AdapterError
-from multilora.files import whole_folder
-from multilora.modeling import FULL
-from multilora.rundir import Run, check_free
+from multilora.files import atomic_folder
+from multilora.methods import FULL
+from multilora.runs.directory import Run, check_free
 
 
 def export_merged(source: Run | str | Path, out: str | Path) -> Path:
@@ -38,7 +38,7 @@ def export_merged(source: Run | str | Path, out: str | Path) -> Path:
             model = model.merge_and_unload(safe_merge=True)
         except (AttributeError, NotImplementedError) as error:
             raise AdapterError(f"method {method!r} cannot be merged into the base: {error}") from error
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         model.save_pretrained(str(folder))
         run.load_tokenizer().save_pretrained(str(folder))
     return out

@@ -6,7 +6,8 @@ The pretraining text has sums and stories that state each new amount; the task a
 import random
 from dataclasses import dataclass
 
-from multilora.nano.task import Example, Split, draw, split_of
+from multilora.example import Example, Split, free_example
+from multilora.nano.draw import draw, split_of
 from multilora.nano.world import FIRST_NAMES, pronoun
 
 ITEMS = ("apples", "books", "coins", "eggs", "nuts", "pens", "plums", "shells", "stamps", "stones")
@@ -131,7 +132,7 @@ def examples(split: Split, count: int, seed: int) -> list[Example]:
         answer = str(problem.answer())
         work = " ".join(_equation(step) for step in problem.steps())
         response = f"{work} The answer is {answer}."
-        example = Example(prompt=prompt, response=response, choices=[], label=-1, answer=answer)
+        example = free_example(prompt, response, answer)
         return split_of(f"{problem.start} {problem.each} {problem.changes}"), example
 
     return draw("arithmetic", split, count, seed, propose)

@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from multilora.nano.task import Example, Split, draw, split_of
+from multilora.example import Example, Split, free_example
+from multilora.nano.draw import draw, split_of
 from multilora.nano.world import CATEGORIES, WORDS
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
@@ -278,6 +279,6 @@ def examples(split: Split, count: int, seed: int) -> list[Example]:
         listing = " ".join(words)
         prompt = rng.choice(kind.orders).format(words=listing, extra=extra)
         side = split_of(f"{kind.name} {extra} {listing}")
-        return side, Example(prompt=prompt, response=result, choices=[], label=-1, answer=result)
+        return side, free_example(prompt, result, result)
 
     return draw("instructions", split, count, seed, propose)

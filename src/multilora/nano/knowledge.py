@@ -6,7 +6,8 @@ towns of that same person, so that knowing which towns belong to a person is wor
 
 import random
 
-from multilora.nano.task import Example, Split, draw
+from multilora.example import Example, Split, choice_example
+from multilora.nano.draw import draw
 from multilora.nano.world import RELATIONS, Person, fact_base
 
 EVAL_PEOPLE = 30
@@ -139,6 +140,6 @@ def examples(split: Split, count: int, seed: int) -> list[Example]:
         choices.insert(label, town)
         question = rng.choice(_QUESTIONS[relation]).format(who=person.name)
         prompt = f"{question} {rng.choice(_OFFERS).format(towns=', '.join(choices))}"
-        return split, Example(prompt=prompt, response=town, choices=choices, label=label, answer=town)
+        return split, choice_example(prompt, choices, label)
 
     return draw("knowledge", split, count, seed, propose)

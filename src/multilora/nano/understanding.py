@@ -7,7 +7,8 @@ animal?). Yes and no are equally frequent for every kind, so that the statement 
 import random
 from collections.abc import Callable
 
-from multilora.nano.task import Example, Split, draw, split_of
+from multilora.example import Example, Split, choice_example
+from multilora.nano.draw import draw, split_of
 from multilora.nano.world import ANIMALS, FIRST_NAMES, FOODS, PLACES, THINGS, pronoun
 
 OPPOSITES = (
@@ -64,9 +65,6 @@ def examples(split: Split, count: int, seed: int) -> list[Example]:
         label = place % 2
         passage, statement = _KINDS[(place // 2) % len(_KINDS)](rng, label == 0)
         prompt = rng.choice(_FRAMES).format(passage=passage, statement=statement)
-        right = _CHOICES[label]
-        return split_of(f"{passage} {statement}"), Example(
-            prompt=prompt, response=right, choices=list(_CHOICES), label=label, answer=right
-        )
+        return split_of(f"{passage} {statement}"), choice_example(prompt, list(_CHOICES), label)
 
     return draw("understanding", split, count, seed, propose)

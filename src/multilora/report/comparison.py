@@ -9,9 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from multilora.evaluation.metrics import TaskScore
+from multilora.evaluation.task_score import TaskScore
 from multilora.files import write_text
-from multilora.study.run import Comparison, mean_loss, mean_value
+from multilora.study.compare import Comparison, mean_loss, mean_value
 
 
 def write_report(comparison: Comparison, path: Path) -> None:

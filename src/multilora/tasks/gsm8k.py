@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterator
 
 from multilora.errors import RecordError
-from multilora.recipe import TaskSection
-from multilora.tasks.base import Example, free_example
-from multilora.tasks.from_records import RecordTask
+from multilora.example import Example, free_example
 from multilora.tasks.readers import Record
-from multilora.tasks.source import Source, text_field
+from multilora.tasks.record_task import RecordTask
+from multilora.tasks.source import Layout, text_field
 
 _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 _FINAL = re.compile(r"####\s*(-?[\d.,]+)")
@@ -22,17 +21,8 @@ _FINAL = re.compile(r"####\s*(-?[\d.,]+)")
 class Gsm8k(RecordTask):
     """Trained on the steps without the calculator notes; scored by the number behind `####`."""
 
-    def __init__(self, section: TaskSection) -> None:
-        source = Source(
-            section.path or "hub:openai/gsm8k",
-            section.eval_path,
-            split=section.split,
-            eval_split=section.eval_split,
-            files=("train.jsonl", "test.jsonl"),
-            hub_config="main",
-            hub_splits=("train", "test"),
-        )
-        super().__init__(section, "generate", source)
+    kind = "generate"
+    layout = Layout("hub:openai/gsm8k", ("train.jsonl", "test.jsonl"), "main", ("train", "test"))
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
         """One example; RecordError if the answer has no final number."""
@@ -44,5 +34,5 @@ class Gsm8k(RecordTask):
 
     def final_answer(self, text: str) -> str:
         """The first number behind `####`, without thousands commas and a final full stop; empty if there is none."""
-        found = _FINAL.search(text)
-        return found.group(1).replace(",", "").rstrip(".") if found else ""
+        match = _FINAL.search(text)
+        return match.group(1).replace(",", "").rstrip(".") if match else ""

@@ -9,25 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multilora.errors import RecordError
-from multilora.recipe import TaskSection
-from multilora.tasks.base import Example, free_example
-from multilora.tasks.from_records import RecordTask
+from multilora.example import Example, free_example
+from multilora.recipe.schema import TaskSection
 from multilora.tasks.readers import Record
-from multilora.tasks.source import Source, field
+from multilora.tasks.record_task import RecordTask
+from multilora.tasks.source import Layout, Source, field
 
 EMPTY_RESPONSE = "empty response"
 
 
 class InstructionTask(RecordTask):
-    """An instruction, further text below it if there is any, and a reference response.
+    """An instruction, a context below it if there is any, and a reference response.
 
     Records without a response, of which the original Alpaca has some, are left out and counted.
     """
 
-    left_out = frozenset({EMPTY_RESPONSE})
+    kind = "loss"
+    always_dropped = frozenset({EMPTY_RESPONSE})
 
-    def __init__(self, section: TaskSection, source: Source, context: str, response: str) -> None:
-        super().__init__(section, "loss", source)
+    def __init__(self, section: TaskSection, layout: Layout, context: str, response: str) -> None:
+        super().__init__(section, Source(section, layout))
         self.context, self.response = context, response
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
@@ -44,23 +45,10 @@ class InstructionTask(RecordTask):
 
 def alpaca(section: TaskSection) -> InstructionTask:
     """Alpaca from `alpaca_data.json` (or any file of that format), or the hub."""
-    source = Source(
-        section.path or "hub:tatsu-lab/alpaca",
-        section.eval_path,
-        split=section.split,
-        eval_split=section.eval_split,
-        files=("alpaca_data.json", None),
-    )
-    return InstructionTask(section, source, "input", "output")
+    return InstructionTask(section, Layout("hub:tatsu-lab/alpaca", ("alpaca_data.json", None)), "input", "output")
 
 
 def dolly(section: TaskSection) -> InstructionTask:
     """Dolly from `databricks-dolly-15k.jsonl` (or any file of that format), or the hub."""
-    source = Source(
-        section.path or "hub:databricks/databricks-dolly-15k",
-        section.eval_path,
-        split=section.split,
-        eval_split=section.eval_split,
-        files=("databricks-dolly-15k.jsonl", None),
-    )
-    return InstructionTask(section, source, "context", "response")
+    layout = Layout("hub:databricks/databricks-dolly-15k", ("databricks-dolly-15k.jsonl", None))
+    return InstructionTask(section, layout, "context", "response")

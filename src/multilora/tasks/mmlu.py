@@ -7,18 +7,19 @@ letter. `auxiliary_train/` holds questions of other benchmarks in the same colum
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from multilora.errors import DataError, RecordError, nearest
-from multilora.evaluation.metrics import accuracy, grouped_accuracy
-from multilora.recipe import TaskSection
-from multilora.tasks.base import Example, Split, right_choices
-from multilora.tasks.from_records import RecordTask
+from multilora.example import Example, Split
+from multilora.metrics import METRICS, Metric
+from multilora.metrics.formulas import group_accuracy
+from multilora.recipe.schema import TaskSection
 from multilora.tasks.multiple_choice import lettered_example
 from multilora.tasks.readers import Numbered, Record, read_csv_rows
-from multilora.tasks.source import Records, Source, field, file_fingerprint, list_field, text_field
+from multilora.tasks.record_task import RecordTask
+from multilora.tasks.source import Layout, Records, Source, field, file_fingerprint, list_field, text_field
 
 LETTERS = ("A", "B", "C", "D")
 AUXILIARY, DEV, VAL, TEST = "auxiliary_train", "dev", "val", "test"
@@ -48,14 +49,8 @@ class MmluSource(Source):
     """The folder that holds `dev/`, `val/` and `test/`, or the one above it; or the hub."""
 
     def __init__(self, section: TaskSection, subject: str) -> None:
-        super().__init__(
-            section.path or "hub:cais/mmlu",
-            section.eval_path,
-            split=section.split,
-            eval_split=section.eval_split,
-            hub_config=subject or "all",
-            hub_splits=("dev+validation", "test"),
-        )
+        layout = Layout("hub:cais/mmlu", None, subject or "all", ("dev+validation", "test"))
+        super().__init__(section, layout)
         self.subject = subject
 
     @property
@@ -97,9 +92,14 @@ class MmluSource(Source):
 class Mmlu(RecordTask):
     """All subjects (`mmlu`) or one (`mmlu/<subject>`); zero-shot, answered by a letter."""
 
+    kind = "choice"
+
     def __init__(self, section: TaskSection) -> None:
         self.subject = section.name.partition("/")[2]
-        super().__init__(section, "choice", MmluSource(section, self.subject))
+        self.metrics = {"accuracy": METRICS["accuracy"]}
+        if not self.subject:
+            self.metrics["accuracy_over_subjects"] = Metric(group_accuracy, answers="choice", per="set")
+        super().__init__(section, MmluSource(section, self.subject))
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
         """One example; RecordError if the answer is neither a letter nor a place."""
@@ -115,12 +115,3 @@ class Mmlu(RecordTask):
         head = f"The following are multiple choice questions (with answers){about}."
         choices = [str(choice) for choice in list_field(record, "choices", where)]
         yield lettered_example(text_field(record, "question", where), choices, label, where, head=head, group=subject)
-
-    def score(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
-        """Accuracy over all questions, and its mean over subjects where there are several."""
-        rights = [right_choices(example) for example in examples]
-        metrics = {"accuracy": accuracy(rights, predictions)}
-        if not self.subject:
-            groups = [example["group"] for example in examples]
-            metrics["accuracy_over_subjects"] = grouped_accuracy(groups, rights, predictions)
-        return metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 from string import ascii_uppercase
 
 from multilora.errors import RecordError
-from multilora.tasks.base import Example, choice_example
+from multilora.example import Example, choice_example
 
 
 def lettered_example(

@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multilora.errors import RecordError
-from multilora.recipe import TaskSection
-from multilora.tasks.base import Example
-from multilora.tasks.from_records import RecordTask
+from multilora.example import Example
+from multilora.recipe.schema import TaskSection
 from multilora.tasks.multiple_choice import lettered_example
 from multilora.tasks.readers import Record
-from multilora.tasks.source import Source, field, list_field, text_field
+from multilora.tasks.record_task import RecordTask
+from multilora.tasks.source import Layout, Source, field, list_field, text_field
 
 
 class ScienceTask(RecordTask):
     """A stem with three to five choices; they are lettered from A whatever their labels are."""
+
+    kind = "choice"
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
         """One example; RecordError if answerKey is none of the labels."""
@@ -52,27 +54,11 @@ class ScienceTask(RecordTask):
 def arc(section: TaskSection) -> ScienceTask:
     """`arc/easy` or `arc/challenge`, from a folder with ARC-Easy-Train.jsonl and ARC-Easy-Test.jsonl, or the hub."""
     name = {"arc/easy": "ARC-Easy", "arc/challenge": "ARC-Challenge"}[section.name]
-    source = Source(
-        section.path or "hub:allenai/ai2_arc",
-        section.eval_path,
-        split=section.split,
-        eval_split=section.eval_split,
-        files=(f"{name}-Train.jsonl", f"{name}-Test.jsonl"),
-        hub_config=name,
-        hub_splits=("train", "test"),
-    )
-    return ScienceTask(section, "choice", source)
+    files = (f"{name}-Train.jsonl", f"{name}-Test.jsonl")
+    return ScienceTask(section, Source(section, Layout("hub:allenai/ai2_arc", files, name, ("train", "test"))))
 
 
 def openbookqa(section: TaskSection) -> ScienceTask:
     """OpenBookQA without its book, from a folder with train.jsonl and test.jsonl (the official Main), or the hub."""
-    source = Source(
-        section.path or "hub:allenai/openbookqa",
-        section.eval_path,
-        split=section.split,
-        eval_split=section.eval_split,
-        files=("train.jsonl", "test.jsonl"),
-        hub_config="main",
-        hub_splits=("train", "test"),
-    )
-    return ScienceTask(section, "choice", source)
+    layout = Layout("hub:allenai/openbookqa", ("train.jsonl", "test.jsonl"), "main", ("train", "test"))
+    return ScienceTask(section, Source(section, layout))

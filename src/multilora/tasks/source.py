@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from multilora.errors import DataError, RecordError
-from multilora.recipe import HUB_PREFIX
-from multilora.tasks.base import Split
+from multilora.example import Split
+from multilora.recipe.schema import HUB_PREFIX, TaskSection
 from multilora.tasks.readers import READERS, FilledRecord, Numbered, Record, read_records
 
 if TYPE_CHECKING:
@@ -75,34 +75,44 @@ def file_fingerprint(paths: list[Path]) -> list[Any]:
     return entries
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the records of a known dataset are: in a folder with its official files, and on the hub.
+
+    path: used if the recipe names none; None: the recipe must
+    files: names of the training and evaluation files in a folder, the second None if the format has none; None: files
+        are named after splits, evaluation is `validation` or else `test`
+    hub_config, hub_splits: the same for a hub dataset
+    """
+
+    path: str | None = None
+    files: tuple[str, str | None] | None = None
+    hub_config: str | None = None
+    hub_splits: tuple[str, str | None] = ("train", None)
+
+
 class Source:
     """The records of a task.
 
+    A recipe's `split` and `eval_split` replace the layout's: they name splits of a hub dataset, or files in a folder
+    (`train` stands for train.jsonl, train.csv, ... and for train-00000-of-00002.parquet, ...).
+
     Args:
-        path: folder, file, or `hub:owner/name[:config]`
-        eval_path: file with the evaluation records
-        split, eval_split: names of the splits, in place of those below: of the hub's, or of files in a folder
-            (`train` stands for train.jsonl, train.csv, ... and for train-00000-of-00002.parquet, ...)
-        files: names of the training and evaluation files in a folder, where a format fixes them; the second None if it
-            has no such split. None: files called after splits, evaluation `validation` or else `test`
-        hub_config, hub_splits: the same for a hub dataset
+        section: of the recipe: path, eval_path, split and eval_split
+        layout: used where the section says nothing
+
+    Raises:
+        DataError: neither section nor layout has a path.
     """
 
-    def __init__(
-        self,
-        path: str,
-        eval_path: str | None = None,
-        *,
-        split: str | None = None,
-        eval_split: str | None = None,
-        files: tuple[str, str | None] | None = None,
-        hub_config: str | None = None,
-        hub_splits: tuple[str, str | None] = ("train", None),
-    ) -> None:
-        self.path, self.eval_path = path, eval_path
-        self.split, self.eval_split = split, eval_split
-        self.files = files
-        self.hub_config, self.hub_splits = hub_config, hub_splits
+    def __init__(self, section: TaskSection, layout: Layout) -> None:
+        path = section.path or layout.path
+        if path is None:
+            raise DataError(f"task {section.name!r}: path: missing; give a file, a folder or {HUB_PREFIX}owner/name")
+        self.path, self.eval_path = path, section.eval_path
+        self.split, self.eval_split = section.split, section.eval_split
+        self.files = layout.files
+        self.hub_config, self.hub_splits = layout.hub_config, layout.hub_splits
 
     @property
     def is_hub(self) -> bool:

@@ -1,46 +1,45 @@
-"""Examples on disk: built once from their source into a memory-mapped file, and found again by a fingerprint.
+"""Examples on disk: built once from their source into a memory-mapped file, and found again by a key.
 
-They lie under `multilora/` in `datasets`' cache folder (HF_DATASETS_CACHE), which may be cleared at any time:
+    examples-<key>/examples.arrow    the columns of `Example`, and `record`: the number of its record
+    examples-<key>/records.json      how many records there were, and which were left out for what reason
 
-    examples-<fingerprint>/examples.arrow    the columns of `Example` and `record`: the number of its record
-    examples-<fingerprint>/records.json      how many records there were, and which were left out for what reason
+They lie in the cache (`multilora.cache`), which may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multilora.cache import cache_key, cache_root, code_digest
 from multilora.errors import DataError
-from multilora.tasks.base import Example, example_features
+from multilora.example import Example, example_features
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Part of every fingerprint, with the text of this package: raise it when what is stored changes elsewhere.
-VERSION = 1
+# Part of every key, with the code of this package: raise it when what is stored changes for another reason.
+VERSION = 2
 BATCH_ROWS = 1000
 EXAMPLES_FILE, RECORDS_FILE = "examples.arrow", "records.json"
 
 
 @dataclass(frozen=True)
-class Unused:
+class UnusedRecord:
     """A record that was left out, and the short label of why."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredExamples:
     """Examples from one source.
 
     dataset: rows of `Example` with a column `record`; records: how many the source has; unused: reason -> numbers of
@@ -52,38 +51,32 @@ class Stored:
     unused: dict[str, list[int]]
 
 
-def fingerprint(parts: Any) -> str:
-    """A name for examples: a hash of plain values, of `VERSION` and of the code that makes examples."""
-    text = json.dumps([VERSION, _code_digest(), parts], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def examples_key(*parts: Any) -> str:
+    """A name for examples: of plain values, of `VERSION` and of the code that makes examples."""
+    return cache_key(VERSION, _own_code(), *parts)
 
 
 @functools.cache
-def _code_digest() -> str:
-    """A hash of this package's files: a changed prompt must not be answered with examples of the old one."""
-    files = sorted(resources.files("multilora.tasks").iterdir(), key=lambda item: item.name)
-    digest = hashlib.sha256()
-    for file in files:
-        if file.name.endswith(".py"):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+def _own_code() -> str:
+    """A changed prompt must not be answered with examples of the old one."""
+    return code_digest(Path(__file__).parent)
 
 
-def stored(key: str, make: Callable[[], Iterator[tuple[int, Example | Unused]]]) -> Stored:
+def stored_examples(key: str, make: Callable[[], Iterator[tuple[int, Example | UnusedRecord]]]) -> StoredExamples:
     """The examples under a key, built if they are not there yet.
 
     Safe among processes: each builds in a folder of its own, and the first one's is kept.
 
     Args:
-        key: from `fingerprint`
-        make: gives (number of the record, example or why there is none), by rising number
+        key: from `examples_key`
+        make: yields (number of the record, example or why there is none), by rising number
 
     Raises:
-        DataError: the cache folder cannot be written to; and whatever `make` raises.
+        DataError: the cache cannot be written to; and whatever `make` raises.
     """
-    from datasets import Dataset, config
+    from datasets import Dataset
 
-    root = Path(config.HF_DATASETS_CACHE) / "multilora"
+    root = cache_root()
     folder = root / f"examples-{key}"
     if not folder.is_dir():
         try:
@@ -94,10 +87,10 @@ def stored(key: str, make: Callable[[], Iterator[tuple[int, Example | Unused]]])
                 "set HF_DATASETS_CACHE to a folder with room"
             ) from error
     records = json.loads((folder / RECORDS_FILE).read_text(encoding="utf-8"))
-    return Stored(Dataset.from_file(str(folder / EXAMPLES_FILE)), records["records"], records["unused"])
+    return StoredExamples(Dataset.from_file(str(folder / EXAMPLES_FILE)), records["records"], records["unused"])
 
 
-def _build(root: Path, folder: Path, make: Callable[[], Iterator[tuple[int, Example | Unused]]]) -> None:
+def _build(root: Path, folder: Path, make: Callable[[], Iterator[tuple[int, Example | UnusedRecord]]]) -> None:
     import pyarrow as pa
     from datasets import Features, Value
 
@@ -114,7 +107,7 @@ def _build(root: Path, folder: Path, make: Callable[[], Iterator[tuple[int, Exam
             rows: list[dict[str, Any]] = []
             for number, item in make():
                 records = number + 1
-                if isinstance(item, Unused):
+                if isinstance(item, UnusedRecord):
                     unused.setdefault(item.reason, []).append(number)
                     continue
                 rows.append({**item, "record": number})

@@ -12,19 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from multilora.errors import RecordError
-from multilora.evaluation.metrics import (
-    accuracy,
-    f1_binary,
-    f1_macro,
-    group_exact_match,
-    mean_answer_f1,
-    mean_answer_match,
-)
-from multilora.recipe import TaskSection
-from multilora.tasks.base import Example, choice_example, right_choices
-from multilora.tasks.from_records import RecordTask
+from multilora.example import Example, choice_example, references_of
+from multilora.metrics import METRICS, Metric
+from multilora.metrics.formulas import f1_of_class, group_exact_match, normalised_match, token_f1
+from multilora.recipe.schema import TaskSection
 from multilora.tasks.readers import Record
-from multilora.tasks.source import Source, field, list_field, text_field
+from multilora.tasks.record_task import RecordTask
+from multilora.tasks.source import Layout, Source, field, list_field, text_field
 
 YES_NO = ["yes", "no"]
 CB_WORDS = ["true", "false", "undecided"]
@@ -132,7 +126,7 @@ def record_(record: Record, where: str) -> Iterator[Example]:
             )
         listed = ", ".join(choices)
         prompt = f"{text}\n\nWhich name replaces @placeholder?\n{query}\nNames: {listed}"
-        yield choice_example(prompt, choices, right[0], also_right=right[1:])
+        yield choice_example(prompt, choices, right[0], also_correct=right[1:])
 
 
 def rte(record: Record, where: str) -> Iterator[Example]:
@@ -176,50 +170,48 @@ RENDERERS: dict[str, Callable[[Record, str], Iterator[Example]]] = {
 }
 
 
+def _f1_of_yes(examples: Sequence[Example], predictions: Sequence[str]) -> float:
+    """MultiRC's F1a: F1 of the correct candidates, over all candidates of all questions."""
+    return f1_of_class([references_of(example)[0] for example in examples], predictions, YES_NO[0])
+
+
+def _with_mean(metrics: dict[str, Metric]) -> dict[str, Metric]:
+    """The metrics below their mean, which is the score of a task that the benchmark scores in two ways."""
+
+    def mean(examples: Sequence[Example], predictions: Sequence[str]) -> float:
+        return sum(metric(examples, predictions) for metric in metrics.values()) / len(metrics)
+
+    return {"score": Metric(mean, answers="choice", per="set"), **metrics}
+
+
+METRICS_OF: dict[str, dict[str, Metric]] = {
+    "cb": _with_mean({"accuracy": METRICS["accuracy"], "f1_macro": METRICS["f1_macro"]}),
+    "multirc": _with_mean(
+        {
+            "f1a": Metric(_f1_of_yes, answers="choice", per="set"),
+            "exact_match": Metric(group_exact_match, answers="choice", per="set"),
+        }
+    ),
+    "record": _with_mean(
+        {"f1": Metric(token_f1, answers="choice"), "exact_match": Metric(normalised_match, answers="choice")}
+    ),
+}
+
+
 class SuperGlue(RecordTask):
     """One of the eight; the recipe's name is `superglue/<task>`."""
+
+    kind = "choice"
 
     def __init__(self, section: TaskSection) -> None:
         self.task = section.name.removeprefix("superglue/")
         self.whole_groups = self.task == "multirc"
-        source = Source(
-            section.path or "hub:aps/super_glue",
-            section.eval_path,
-            split=section.split,
-            eval_split=section.eval_split,
-            files=("train.jsonl", "val.jsonl"),
-            # The hub's plain `wsc` cuts the spans' texts; `wsc.fixed` is the official data.
-            hub_config="wsc.fixed" if self.task == "wsc" else self.task,
-            hub_splits=("train", "validation"),
-        )
-        super().__init__(section, "choice", source)
+        self.metrics = METRICS_OF.get(self.task)
+        # The hub's plain `wsc` cuts the texts of the spans; `wsc.fixed` is the official data.
+        config = "wsc.fixed" if self.task == "wsc" else self.task
+        layout = Layout("hub:aps/super_glue", ("train.jsonl", "val.jsonl"), config, ("train", "validation"))
+        super().__init__(section, Source(section, layout))
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
         """The examples of one record; several for MultiRC and ReCoRD."""
         return RENDERERS[self.task](record, where)
-
-    def score(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
-        """The task's metrics as the benchmark defines them; `score` is the mean of two, where it averages two."""
-        rights = [right_choices(example) for example in examples]
-        first = [right[0] for right in rights]
-        if self.task == "cb":
-            return _mean_first(
-                {"accuracy": accuracy(rights, predictions), "f1_macro": f1_macro(first, predictions, CB_WORDS)}
-            )
-        if self.task == "multirc":
-            groups = [example["group"] for example in examples]
-            return _mean_first(
-                {
-                    "f1a": f1_binary(first, predictions, YES_NO[0]),
-                    "exact_match": group_exact_match(groups, first, predictions),
-                }
-            )
-        if self.task == "record":
-            return _mean_first(
-                {"f1": mean_answer_f1(rights, predictions), "exact_match": mean_answer_match(rights, predictions)}
-            )
-        return {"accuracy": accuracy(rights, predictions)}
-
-
-def _mean_first(metrics: dict[str, float]) -> dict[str, float]:
-    return {"score": sum(metrics.values()) / len(metrics), **metrics}

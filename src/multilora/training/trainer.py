@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,20 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
-from multilora.data.collate import Collator, pad_token_id
+from multilora.data.collate import collator_for
 from multilora.data.plan import Plan
+from multilora.data.probe import check_packing
 from multilora.errors import InputError
-from multilora.files import whole_folder, write_json
-from multilora.training import weighting
+from multilora.files import atomic_folder, write_json
+from multilora.loss import weighting
+from multilora.loss.tally import Tally
+from multilora.loss.token_losses import token_losses
+from multilora.training.arguments import check_one_device
+from multilora.training.callbacks.health import Health, OnNonfinite
 from multilora.training.checkpoint import PREFIX, PROGRESS_FILE, keep_newest, staged
 from multilora.training.compile import compile_blocks
-from multilora.training.groups import split_groups
-from multilora.training.health import Health, OnNonfinite
-from multilora.training.loss import token_losses
-from multilora.training.sharded import check_sharding, check_written, reduce_in_float32, trained_weights
-from multilora.training.tally import Tally
+from multilora.training.parameter_groups import split_groups
+from multilora.training.sharding import check_sharding, check_written, reduce_in_float32, trained_weights
 
 
 class MultiTaskTrainer(Trainer):
@@ -31,8 +35,8 @@ class MultiTaskTrainer(Trainer):
 
     Args:
         model: a causal language model, adapted or not
-        args: any `TrainingArguments`; `remove_unused_columns` is turned off, for the task ids must reach the loss, and
-            `torch_compile` compiles the model's repeated blocks rather than all of it
+        args: any `TrainingArguments`; they are copied. `remove_unused_columns` is turned off, because the task ids must
+            reach the loss, and `torch_compile` compiles the model's repeated blocks instead of all of it
         plan: from `multilora.plan`; its rows per step must equal what `args` asks for
         scale_lr_factor: learning rate of MultiLoRA's scales over `args.learning_rate`
         up_lr_factor: the same for the up-projections B of MultiLoRA and LoRA
@@ -59,19 +63,16 @@ class MultiTaskTrainer(Trainer):
         on_nonfinite: OnNonfinite = "stop",
         **kwargs: Any,
     ) -> None:
-        asked = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if asked != plan.rows_per_step:
+        rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if rows_per_step != plan.rows_per_step:
             raise InputError(
-                f"the arguments take {asked} rows per step ({args.train_batch_size} x "
+                f"the arguments take {rows_per_step} rows per step ({args.train_batch_size} x "
                 f"{args.gradient_accumulation_steps} accumulated x {args.world_size} processes), the plan holds "
                 f"{plan.rows_per_step}; make the plan for these arguments"
             )
-        if args.n_gpu > 1:
-            raise InputError(
-                f"one process would drive {args.n_gpu} GPUs (DataParallel), which the loss does not support; start one "
-                "process per GPU with torchrun or accelerate, or choose one with CUDA_VISIBLE_DEVICES"
-            )
+        check_one_device(args)
         weighting.check(loss_weighting)
+        args = copy.copy(args)  # the caller's own may serve another trainer
         args.remove_unused_columns = False
         # transformers would remove an old checkpoint before the new one is whole.
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
@@ -85,11 +86,7 @@ class MultiTaskTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=plan.dataset(),
-            data_collator=Collator(
-                pad_token_id(tokenizer),
-                packed=plan.packed,
-                flatten=plan.packed and str(model.config._attn_implementation).startswith("flash"),
-            ),
+            data_collator=collator_for(model, tokenizer, packed=plan.packed),
             processing_class=tokenizer,
             **kwargs,
         )
@@ -102,6 +99,8 @@ class MultiTaskTrainer(Trainer):
         self.tally = Tally(len(plan.task_names))
         self.health = Health(plan, self.tally, self.accelerator, on_nonfinite)
         self.add_callback(self.health)
+        self.add_callback(_TrainBegin(self))
+        self._resumed_from: Path | None = None
         check_sharding(self)
         if self.is_fsdp_enabled:
             reduce_in_float32(self.accelerator)
@@ -186,7 +185,7 @@ class MultiTaskTrainer(Trainer):
         """
         state = trained_weights(self.model) if self.is_spread else None
         if self.is_world_process_zero():
-            with whole_folder(path) as folder:
+            with atomic_folder(path) as folder:
                 self.accelerator.unwrap_model(self.model).save_pretrained(
                     str(folder), **({} if state is None else {"state_dict": state})
                 )
@@ -196,52 +195,51 @@ class MultiTaskTrainer(Trainer):
         return str(self._staging or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """transformers' own, written whole or not at all, with the sums behind the next line of the log."""
+        """transformers' own, made atomic, with the sums behind the next line of the log."""
         folder = Path(self.args.output_dir)
         main_process = self.is_world_process_zero()
         with staged(folder, main_process=main_process, wait=self.accelerator.wait_for_everyone) as self._staging:
             try:
                 super()._save_checkpoint(model, trial)
-                found = self._progress()
+                progress = self._progress()
                 if main_process:
-                    write_json(self._staging / f"{PREFIX}{self.state.global_step}" / PROGRESS_FILE, found)
+                    write_json(self._staging / f"{PREFIX}{self.state.global_step}" / PROGRESS_FILE, progress)
             finally:
                 self._staging = None
         if main_process:
             keep_newest(folder, self.checkpoint_limit)
 
     def _progress(self) -> dict[str, Any]:
-        """All processes together; each must call it."""
+        """The sums of all processes together; each must call it."""
 
-        def over_processes(sums: Tensor | None, how: str) -> Any:
-            return None if sums is None else self.accelerator.reduce(sums, reduction=how).tolist()
+        def reduce(sums: Tensor, how: str) -> Tensor:
+            reduced: Tensor = self.accelerator.reduce(sums, reduction=how)
+            return reduced
 
         return {
-            "loss": over_processes(self._tr_loss, "mean"),
+            "loss": reduce(self._tr_loss, "mean").tolist(),
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
-            "tally_loss": over_processes(self.tally.loss, "mean"),
-            "tally_tasks": over_processes(self.tally.tasks, "sum"),
-            "tally_steps": self.tally.steps,
-            "tally_skipped": self.tally.skipped,
-            "skipped_steps": self.health.skipped_steps,
+            "tally": self.tally.state_dict(reduce),
+            "health": self.health.state_dict(),
         }
 
     def restore_progress(self, checkpoint: Path) -> None:
-        """Take the sums up again that `checkpoint` was written with; call it when training begins."""
-        found = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
-        self._tr_loss += found["loss"]
-        self._total_loss_scalar = found["total_loss"]
-        self._globalstep_last_logged = found["last_logged"]
-        self.health.skipped_steps = found["skipped_steps"]
-        self.tally.steps, self.tally.skipped = found["tally_steps"], found["tally_skipped"]
-        if found["tally_loss"] is not None:
-            dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
-            device = self.args.device
-            self.tally.loss = torch.tensor(found["tally_loss"], dtype=dtype, device=device)
-            tasks = torch.tensor(found["tally_tasks"], dtype=dtype, device=device)
-            # Summed over processes again at the next log.
-            self.tally.tasks = tasks if self.is_world_process_zero() else torch.zeros_like(tasks)
+        """Take up the sums that `checkpoint` was written with; transformers has just set them to zero."""
+        progress = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
+        self._tr_loss += progress["loss"]
+        self._total_loss_scalar = progress["total_loss"]
+        self._globalstep_last_logged = progress["last_logged"]
+        self.health.load_state_dict(progress["health"])
+        self.tally.load_state_dict(progress["tally"], self.args.device, main_process=self.is_world_process_zero())
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """transformers' own; a resumed run also takes up the sums behind its next log."""
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(str(self.args.output_dir))
+        self._resumed_from = Path(checkpoint) if isinstance(checkpoint, str) else None
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds `loss/<task>`, the mean over the task's trained tokens since the last log, and what `health` knows.
@@ -262,3 +260,17 @@ class MultiTaskTrainer(Trainer):
             self.tally.clear()
             logs.update(self.health.logs(self.model, self.state.global_step))
         super().log(logs, start_time)
+
+
+class _TrainBegin(TrainerCallback):
+    """What can be done only when training begins: after a model is split, after transformers has reset its sums."""
+
+    def __init__(self, trainer: MultiTaskTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        trainer = self.trainer
+        if trainer.plan.packed and trainer.is_spread:  # earlier no process could run the model alone
+            check_packing(trainer.model, trainer.data_collator)
+        if trainer._resumed_from is not None and (trainer._resumed_from / PROGRESS_FILE).is_file():
+            trainer.restore_progress(trainer._resumed_from)

@@ -1,0 +1,29 @@
+"""`analyze`: the spectra of a run, with a figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from multilora.analysis.figures import draw_spectra
+from multilora.analysis.spectrum import Spectrum, adapter_spectrum, difference_spectrum
+from multilora.files import atomic_folder, write_json
+from multilora.methods import FULL
+from multilora.runs.directory import Run
+
+
+def analyze(run: Run | str | Path) -> Spectrum:
+    """Singular values of Delta W for every adapted matrix; written to the run's `analysis/` with a figure.
+
+    Raises:
+        RunDirectoryError: not a finished run.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    method = run.recipe.adapter.method
+    if method == FULL:
+        spectrum = difference_spectrum(run.load_base(), run.load_model(), method)
+    else:
+        spectrum = adapter_spectrum(run.load_model(), method)
+    with atomic_folder(run.path / "analysis") as folder:
+        write_json(folder / "spectrum.json", spectrum.as_dict())
+        draw_spectra({method: spectrum}, folder / "spectrum.png")
+    return spectrum

@@ -1,0 +1,64 @@
+"""The demonstration: the paper's comparison in small, on the embedded base and its four generated tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from multilora.methods import FULL
+from multilora.recipe import Recipe
+from multilora.report.comparison import write_report
+from multilora.study.compare import Comparison, compare
+
+RANK, BRANCHES = 8, 3
+
+RECIPE: dict[str, Any] = {
+    "model": {"name_or_path": "nano", "dtype": "bfloat16", "attn_implementation": "eager"},
+    "tasks": [
+        {"name": "nano/instructions"},
+        {"name": "nano/understanding"},
+        {"name": "nano/knowledge"},
+        {"name": "nano/arithmetic"},
+    ],
+    "training": {"max_steps": 260, "per_device_train_batch_size": 32, "save_strategy": "no"},
+    "evaluation": {"max_examples": 200, "batch_size": 100, "max_new_tokens": 48},
+}
+
+METHODS: dict[str, dict[str, Any]] = {
+    f"lora r={RANK}": {
+        "adapter": {"method": "lora", "r": RANK},
+        "training": {"learning_rate": 5e-3},
+    },
+    f"lora r={RANK * BRANCHES}": {
+        "adapter": {"method": "lora", "r": RANK * BRANCHES},
+        "training": {"learning_rate": 5e-3},
+    },
+    f"multilora {BRANCHES}x{RANK}": {
+        "adapter": {"method": "multilora", "r": RANK, "num_branches": BRANCHES},
+        "training": {"learning_rate": 1e-2},
+    },
+    FULL: {
+        "adapter": {"method": FULL},
+        "training": {"learning_rate": 2e-3},
+    },
+}
+
+
+def run_demo(out: str | Path) -> Comparison:
+    """Train and compare the four methods; writes the runs, the figures and `report.html` to `out`.
+
+    Raises:
+        RunDirectoryError: `out` is taken.
+    """
+    comparison = compare(Recipe.load(RECIPE), METHODS, out)
+    write_report(comparison, comparison.path / "report.html")
+    return comparison
+
+
+def next_free(path: Path) -> Path:
+    """`path`, or `path-2`, `path-3`, ... : the first that does not exist."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate

@@ -1,0 +1,55 @@
+"""The table of metrics: one entry per metric, and nothing else to change when one is added."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multilora.errors import InputError, nearest
+from multilora.metrics import formulas, translation
+from multilora.metrics.metric import Metric
+from multilora.references import is_reference, load_reference
+
+METRICS: dict[str, Metric] = {
+    # Of the choice that the model took.
+    "accuracy": Metric(formulas.is_correct, answers="choice"),
+    "f1_macro": Metric(formulas.f1_macro, answers="choice", per="set", also=("accuracy",)),
+    # Of the text that it generated.
+    "exact_match": Metric(formulas.is_correct),
+    "contains": Metric(formulas.contains),
+    "number_match": Metric(formulas.number_match),
+    "token_f1": Metric(formulas.token_f1, also=("exact_match",)),
+    "bleu": Metric(translation.bleu, per="set", requires="sacrebleu"),
+    "chrf": Metric(translation.chrf, per="set", requires="sacrebleu"),
+    "rouge_l": Metric(translation.rouge_l, requires="rouge_score"),
+}
+
+
+def find_metric(name: str) -> Metric:
+    """A metric by its name in the table, or your own by reference: `my_metrics:rouge`.
+
+    A reference names a `Metric`, or a function of (references, prediction) that scores one generated text.
+
+    Raises:
+        InputError: no such metric, or the reference names something else.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    if not is_reference(name):
+        raise InputError(
+            f"unknown metric {name!r}{nearest(name, METRICS)}; known are {', '.join(METRICS)} and your own, as "
+            "module:name"
+        )
+    loaded: Any = load_reference(name)
+    if isinstance(loaded, Metric):
+        return loaded
+    if callable(loaded) and not isinstance(loaded, type):
+        return Metric(loaded)
+    raise InputError(
+        f"metric {name!r} is a {type(loaded).__name__}, expected a function of (references, prediction) or a "
+        "multilora.metrics.Metric"
+    )
+
+
+def metric_label(name: str) -> str:
+    """What a metric is called in tables: the name of your own without its module."""
+    return name if name in METRICS else name.rpartition(":")[2]

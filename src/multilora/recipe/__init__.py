@@ -1,0 +1,27 @@
+"""The recipe: every option of a run in one validated object; `Recipe.load` reports all problems at once."""
+
+from multilora.recipe.load import Recipe
+from multilora.recipe.schema import (
+    HUB_PREFIX,
+    AdapterSection,
+    DataSection,
+    EvaluationSection,
+    LossSection,
+    MixtureSection,
+    ModelSection,
+    OptimizerSection,
+    TaskSection,
+)
+
+__all__ = [
+    "HUB_PREFIX",
+    "AdapterSection",
+    "DataSection",
+    "EvaluationSection",
+    "LossSection",
+    "MixtureSection",
+    "ModelSection",
+    "OptimizerSection",
+    "Recipe",
+    "TaskSection",
+]

@@ -1,0 +1,142 @@
+"""What can be known about a recipe before anything is loaded: every problem at once, each with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from multilora.errors import InputError, nearest
+from multilora.methods import FULL, adapter_config, option_names
+from multilora.recipe.schema import AdapterSection, ModelSection, RecipeSchema, TaskSection
+from multilora.recipe.task_checks import check_task
+from multilora.recipe.training_keys import check_training
+
+
+def check_sections(values: Any) -> list[str]:
+    """The checks of those sections that are valid by themselves, for a recipe in which another one is not."""
+    problems: list[str] = []
+    for index, item in enumerate(values.get("tasks") if isinstance(values.get("tasks"), list) else []):
+        with suppress(ValidationError):
+            problems += check_task(index, TaskSection.model_validate(item))
+    if isinstance(values.get("training"), dict):
+        problems += check_training(values["training"])
+    if isinstance(values.get("adapter"), dict):
+        with suppress(ValidationError):
+            problems += _check_adapter(AdapterSection.model_validate(values["adapter"]))
+    return problems
+
+
+def check_recipe(recipe: RecipeSchema) -> list[str]:
+    """Everything that can be wrong with a recipe whose keys and values have the right types."""
+    problems = list(_check_model(recipe.model))
+    for index, section in enumerate(recipe.tasks):
+        problems += check_task(index, section)
+    problems += _check_names_and_weights(recipe)
+    problems += _check_adapter(recipe.adapter)
+    problems += check_training(recipe.training)
+    problems += _check_optimizer(recipe)
+    problems += _check_mixture(recipe)
+    problems += _check_evaluation(recipe)
+    problems += _check_quantization(recipe)
+    return problems
+
+
+def _check_quantization(recipe: RecipeSchema) -> Iterator[str]:
+    section = recipe.model
+    if section.quantization == "none":
+        return
+    if recipe.adapter.method == FULL:
+        yield f"model.quantization: {section.quantization} weights cannot be trained; use an adapter, or `none`"
+    if find_spec("bitsandbytes") is None:
+        yield f"model.quantization: {section.quantization} needs bitsandbytes; pip install 'multilora[quantization]'"
+
+
+def _check_evaluation(recipe: RecipeSchema) -> Iterator[str]:
+    section = recipe.evaluation
+    names = [task.name for task in recipe.tasks]
+    if section.best_by not in ("macro", "worst", *names):
+        yield (
+            f"evaluation.best_by: {section.best_by!r} is neither macro nor worst nor a task"
+            f"{nearest(section.best_by, ['macro', 'worst', *names])}"
+        )
+    if section.every is None:
+        for key, unset in (("keep", "last"), ("patience", None)):
+            if getattr(section, key) != unset:
+                yield f"evaluation.{key}: has no effect without evaluation during training; set evaluation.every"
+
+
+def _check_mixture(recipe: RecipeSchema) -> Iterator[str]:
+    section = recipe.mixture
+    if section.strategy == "temperature" and section.temperature is None:
+        yield "mixture.temperature: missing; mixture.strategy is `temperature` (try 2)"
+    if section.strategy != "temperature" and section.temperature is not None:
+        yield (
+            f"mixture.temperature: {section.temperature} has no effect with mixture.strategy `{section.strategy}`; "
+            "set it to `temperature`"
+        )
+    totals = [f"mixture.{key}" for key in ("total_examples", "total_tokens") if getattr(section, key) is not None]
+    totals += [f"training.{key}" for key in ("max_steps", "num_train_epochs") if key in recipe.training]
+    if len(totals) > 1:
+        yield f"{' and '.join(totals)} all set the length of training; keep one"
+
+
+def _check_optimizer(recipe: RecipeSchema) -> Iterator[str]:
+    method = recipe.adapter.method
+    for key, methods in (("scale_lr_factor", {"multilora"}), ("up_lr_factor", {"multilora", "lora"})):
+        value = getattr(recipe.optimizer, key)
+        if value != 1 and method not in methods:
+            yield f"optimizer.{key}: {value} has no effect with adapter.method `{method}`; leave it out"
+
+
+def _check_model(section: ModelSection) -> Iterator[str]:
+    name = section.name_or_path
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not Path(name).expanduser().is_dir():
+        yield f"model.name_or_path: no folder {name!r}; give `nano`, a model's folder, or owner/name on the hub"
+
+
+def _check_names_and_weights(recipe: RecipeSchema) -> Iterator[str]:
+    names = [section.name for section in recipe.tasks]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"tasks: the name {name!r} is used {names.count(name)} times; give each task its own"
+    for index, section in enumerate(recipe.tasks):
+        where = f"tasks.{index} ({section.name})"
+        if recipe.mixture.strategy == "weights" and section.weight is None:
+            yield f"{where}: mixture.strategy is `weights`, so it needs a weight"
+        if recipe.mixture.strategy != "weights" and section.weight is not None:
+            yield (
+                f"{where}: weight {section.weight} has no effect with mixture.strategy `{recipe.mixture.strategy}`; "
+                "set it to `weights`"
+            )
+
+
+def _check_adapter(section: AdapterSection) -> list[str]:
+    try:
+        known = option_names(section.method)
+    except InputError as error:
+        return [f"adapter.method: {error}"]
+    unknown = [key for key in section.options if key not in known]
+    if unknown:
+        return [f"adapter.{key}: method `{section.method}` has no such option{nearest(key, known)}" for key in unknown]
+    if section.method == FULL:
+        return []
+    if section.method == "adalora":
+        return [
+            "adapter.method: `adalora` changes ranks and adds to the loss in a training loop of its own, which is not "
+            "supported; use lora, or another method"
+        ]
+    try:
+        config = adapter_config(section.method, section.options)
+    except (ValueError, TypeError) as error:
+        return [f"adapter: {error}"]
+    if config.is_prompt_learning:
+        return [
+            f"adapter.method: `{section.method}` puts virtual tokens before the prompt, which the loss per task does "
+            "not support; use a method that adapts weights"
+        ]
+    return []

@@ -1,0 +1,236 @@
+"""Every key of a recipe: its type, its default and what it means.
+
+This module needs neither torch nor transformers. `multilora.recipe.load` reads recipes, and `multilora.recipe.checks`
+checks what a type alone cannot say.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+HUB_PREFIX = "hub:"
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class ModelSection(Section):
+    """The frozen base model."""
+
+    name_or_path: str = Field(description="`nano` (the embedded base), a local folder, or a name on the hub")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="dtype of the frozen weights; trained parameters are kept in float32"
+    )
+    quantization: Literal["none", "4bit", "8bit"] = Field(
+        "none", description="bitsandbytes quantization of the frozen linear layers (4bit: nf4); they compute in dtype"
+    )
+    attn_implementation: str | None = Field(
+        None, description="eager, sdpa, flash_attention_2, ...; by default what transformers chooses"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    trust_remote_code: bool = Field(False, description="run code from the model's hub repository")
+
+
+class AdapterSection(BaseModel):
+    """What is trained: `multilora`, any other PEFT method, or `full`; all other keys are options of that method."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str = Field("multilora", description="multilora, lora, another PEFT method, or full (all weights)")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options, as written."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+# Keys that describe your own data; built-in tasks do not take them.
+OWN_DATA = ("prompt", "response", "messages", "tools", "question", "answer", "choices", "metric")
+
+
+class TaskSection(Section):
+    """One task of the mixture; `multilora tasks` lists the built-in names, any other name is your own data.
+
+    Your own data takes one of three forms: `prompt` and `response` (with `choices` if the response is one of a few);
+    `messages` (and `tools`); `question`, `choices` and `answer`. Or `task` names a Python class that reads it.
+    """
+
+    name: str = Field(description="a built-in task, or a name of your choice")
+    task: str | None = Field(None, description="your own task in Python: module:Class or file.py:Class")
+    options: dict[str, Any] = Field(default_factory=dict, description="passed to your own task in Python")
+    path: str | None = Field(
+        None, description="folder or file, or hub:owner/name[:config]; built-in tasks have a default"
+    )
+    eval_path: str | None = Field(None, description="file with the evaluation examples")
+    split: str | None = Field(
+        None, min_length=1, description="name of the training split of a hub dataset, or of its file in a folder"
+    )
+    eval_split: str | None = Field(None, min_length=1, description="name of the evaluation split, likewise")
+    weight: float | None = Field(None, gt=0, description="share of the mixture, with `mixture.strategy: weights`")
+    max_examples: int | None = Field(None, ge=1, description="maximum number of training examples")
+    holdout: float = Field(
+        0.1, gt=0, lt=1, description="fraction of the training examples held out if there is no evaluation split"
+    )
+    on_error: Literal["raise", "drop"] = Field(
+        "raise", description="what to do with a record that cannot be used: raise an error, or drop and count it"
+    )
+    prompt: str | None = Field(None, description="own data: Jinja2 template of the prompt")
+    response: str | None = Field(None, description="own data: Jinja2 template of the response")
+    messages: str | None = Field(None, min_length=1, description="own data: field that holds a chat's messages")
+    tools: str | None = Field(None, min_length=1, description="own data: field that holds the tool descriptions")
+    question: str | None = Field(None, description="own data: Jinja2 template of a multiple-choice question")
+    answer: str | None = Field(
+        None, description="own data: Jinja2 template of the correct choice's index (from 0), letter or text"
+    )
+    choices: list[str] | str | None = Field(
+        None,
+        description="own data: the possible responses; with `question`, the name of a list field or one template each",
+    )
+    metric: str | None = Field(
+        None,
+        description="own data: a metric of the table in docs/add_a_metric.md, module:function, or none (loss only)",
+    )
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _texts_or_field_name(cls, value: Any) -> Any:
+        """One message for both types, instead of one for each."""
+        if value is None or (isinstance(value, str) and value):
+            return value
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError("expected a list of texts (quote yes, no and numbers), or the name of a list field")
+        if len(value) < 2:
+            raise ValueError("expected at least two choices")
+        return value
+
+    @property
+    def own_data_keys(self) -> list[str]:
+        """The keys for your own data that are set."""
+        return [name for name in OWN_DATA if getattr(self, name) is not None]
+
+
+class MixtureSection(Section):
+    """How the tasks share the training examples."""
+
+    strategy: Literal["proportional", "equal", "temperature", "weights"] = Field(
+        "proportional", description="shares by size, all equal, size^(1/temperature), or each task's `weight`"
+    )
+    temperature: float | None = Field(None, ge=1, description="of `strategy: temperature`; 1 is proportional")
+    unit: Literal["examples", "tokens", "trained_tokens"] = Field(
+        "examples", description="what sizes and shares are measured in"
+    )
+    total_examples: int | None = Field(
+        None, ge=1, description="length of training in examples, instead of training.max_steps"
+    )
+    total_tokens: int | None = Field(
+        None, ge=1, description="length of training in tokens, instead of training.max_steps"
+    )
+    order: Literal["balanced", "shuffled"] = Field(
+        "balanced", description="keep the shares in every stretch of training, or shuffle freely"
+    )
+    homogeneous_batches: bool = Field(False, description="fill every optimizer step from a single task")
+    seed: int = Field(0, description="seed of the order of the examples")
+
+
+class DataSection(Section):
+    """How examples become tokens."""
+
+    max_length: int | None = Field(
+        None, ge=8, description="tokens per row; by default the model's positions, at most 1024"
+    )
+    packing: bool = Field(False, description="put several examples into one row; they cannot attend to each other")
+    loss_on: Literal["responses", "all"] = Field("responses", description="which tokens are trained on")
+    template: Literal["auto", "chat", "instruction", "question"] = Field(
+        "auto", description="the tokenizer's chat template or a plain one; auto: chat if the tokenizer has a template"
+    )
+    overlong: Literal["truncate_prompt", "drop"] = Field(
+        "truncate_prompt", description="what to do with examples over max_length: cut the prompt's start, or drop them"
+    )
+    cut_responses: bool = Field(False, description="cut responses that do not fit, instead of dropping the example")
+    num_proc: int = Field(
+        default_factory=lambda: min(os.cpu_count() or 1, 8), ge=1, description="processes that tokenize"
+    )
+
+
+class OptimizerSection(Section):
+    """Learning rates per kind of parameter; everything else about the optimizer is under `training`."""
+
+    scale_lr_factor: float = Field(
+        1.0, gt=0, description="learning rate of MultiLoRA's scales divided by training.learning_rate; try sqrt(3 r)"
+    )
+    up_lr_factor: float = Field(
+        1.0, gt=0, description="learning rate of the up-projections B divided by training.learning_rate (LoRA+)"
+    )
+
+
+class LossSection(Section):
+    """The loss of an optimizer step, over all its accumulated batches and processes."""
+
+    weighting: Literal["token", "example", "task"] = Field(
+        "token", description="what has equal weight: every trained token, every example, or every task in the step"
+    )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="what to do at a step whose loss or gradient norm is not finite: stop, or skip and count it"
+    )
+
+
+class EvaluationSection(Section):
+    """How a run is scored."""
+
+    max_examples: int = Field(500, ge=1, description="evaluation examples per task")
+    batch_size: int = Field(32, ge=1, description="sequences per forward pass")
+    max_new_tokens: int = Field(256, ge=1, description="maximum length of a generated response, in tokens")
+    every: int | None = Field(None, ge=1, description="evaluate during training, every this many optimizer steps")
+    max_examples_during: int = Field(100, ge=1, description="evaluation examples per task during training")
+    best_by: str = Field("macro", description="how evaluations are compared: macro, worst, or the name of a task")
+    keep: Literal["last", "best"] = Field("last", description="which weights the run ends with")
+    patience: int | None = Field(None, ge=1, description="stop after this many evaluations without an improvement")
+
+
+class RecipeSchema(Section):
+    """A whole recipe, as data; `multilora.Recipe` also loads and checks it."""
+
+    model: ModelSection = Field(description="the base model; `model: NAME` is short for `model: {name_or_path: NAME}`")
+    adapter: AdapterSection = Field(default_factory=AdapterSection)
+    tasks: list[TaskSection] = Field(min_length=1)
+    mixture: MixtureSection = Field(default_factory=MixtureSection)
+    data: DataSection = Field(default_factory=DataSection)
+    training: dict[str, Any] = Field(default_factory=dict, description="arguments of transformers.TrainingArguments")
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    loss: LossSection = Field(default_factory=LossSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    output_dir: str = Field("runs/run", description="the run directory; must be new or empty")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_by_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("model"), str):
+            values = {**values, "model": {"name_or_path": values["model"]}}
+        return values
+
+    def values(self) -> dict[str, Any]:
+        """The recipe as plain values that make the same recipe again.
+
+        Keys of ours that are unset are left out. A null among the options of the adapter method or of
+        `TrainingArguments` is kept: it can differ from the default.
+        """
+        values = self.model_dump(exclude_none=True)
+        values["adapter"] = {"method": self.adapter.method, **copy.deepcopy(self.adapter.options)}
+        values["training"] = copy.deepcopy(self.training)
+        for section, dumped in zip(self.tasks, values["tasks"], strict=True):
+            dumped["options"] = copy.deepcopy(section.options)
+            if not dumped["options"]:
+                del dumped["options"]
+        return values
+
+    def dump_yaml(self) -> str:
+        """`values` as YAML."""
+        return yaml.safe_dump(self.values(), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,139 @@
+"""What `multilora plan` shows: the plan in figures, its cost on this machine, and one rendered example per task.
+
+A preview is cached until the recipe, its data, its model, a package or the machine changes. Finding a cached one
+imports neither torch nor transformers, so showing it again takes no longer than reading it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from multilora.cache import cache_key, cache_root
+from multilora.errors import RecipeError
+from multilora.files import write_json
+from multilora.metrics import METRICS
+from multilora.recipe import HUB_PREFIX, Recipe
+
+PACKAGES = ("multilora", "torch", "transformers", "tokenizers", "peft", "datasets")
+# Variables that choose devices and processes, and so rows per step and cost.
+ENVIRONMENT = ("WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ACCELERATE_")
+
+
+def plan_preview(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = (), *, measure: bool = True
+) -> dict[str, Any]:
+    """The plan of a recipe as plain values, from the cache if it is there.
+
+    Args:
+        source: path of a YAML file, its content, or a `Recipe`
+        overrides: `key.of.value=value` strings
+        measure: also take two steps, for time and memory
+
+    Raises:
+        InputError: whatever in the recipe, the data or the model cannot be used.
+    """
+    overrides = list(overrides)
+    key = preview_key(source, overrides, measured=measure)
+    preview = None if key is None else _read(key)
+    if preview is None:
+        preview = _make(source, overrides, measure)
+        if key is not None:
+            _file(key).parent.mkdir(parents=True, exist_ok=True)
+            write_json(_file(key), preview)
+    return preview
+
+
+def _make(source: Any, overrides: list[str], measure: bool) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from multilora.modeling import parameter_counts
+    from multilora.training.prepare import prepare
+    from multilora.training.step_cost import step_cost
+
+    prepared = prepare(Recipe.load(source, overrides))
+    trainable, total = parameter_counts(prepared.model)
+    return {
+        **prepared.plan.as_dict(),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "cost": asdict(step_cost(prepared)) if measure else None,
+        "examples": {
+            name: [{"text": text, "trained": trained} for text, trained in prepared.plan.rendered(name)]
+            for name in prepared.plan.task_names
+        },
+    }
+
+
+def preview_key(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str], *, measured: bool
+) -> str | None:
+    """A name for all that a preview depends on; None if that cannot be told without loading anything.
+
+    It cannot be told for data on the hub, for your own tasks and metrics in Python, and for a faulty recipe.
+
+    Args:
+        source, overrides: as in `plan_preview`
+        measured: the cost of a step is part of the preview
+    """
+    try:
+        values, problems = Recipe.read(source, overrides)
+        recipe = Recipe.model_validate(values)
+    except (RecipeError, ValidationError):
+        return None
+    paths = _local_paths(recipe)
+    if problems or paths is None:
+        return None
+    code = sorted(Path(__file__).parents[1].rglob("*.py"))
+    state = [entry for path in (*paths, *code) for entry in _state(path)]
+    versions = [version(name) for name in PACKAGES]
+    return cache_key(recipe.model_dump(mode="json"), os.getcwd(), versions, state, measured, _machine())
+
+
+def _local_paths(recipe: Recipe) -> list[Path] | None:
+    """Model and data files of a recipe that is entirely local, else None."""
+    for task in recipe.tasks:
+        on_hub = task.path is None and not task.name.startswith("nano/")
+        in_python = task.task is not None or task.metric not in (None, "none", *METRICS)
+        if on_hub or in_python:
+            return None
+    name = recipe.model.name_or_path
+    names = [str(Path(__file__).parents[1] / "nano") if name == "nano" else name]
+    names += [path for task in recipe.tasks for path in (task.path, task.eval_path) if path is not None]
+    if any(path.startswith(HUB_PREFIX) for path in names):
+        return None
+    paths = [Path(path).expanduser() for path in names]
+    return paths if all(path.exists() for path in paths) else None
+
+
+def _state(path: Path) -> Iterator[tuple[str, int, int]]:
+    """(path, size, modification time) of a file, or of every file under a folder."""
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    for file in files:
+        stat = file.stat()
+        yield str(file.resolve()), stat.st_size, stat.st_mtime_ns
+
+
+def _machine() -> list[Any]:
+    """Devices and processes, as far as they can be seen without torch."""
+    chosen = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)}
+    gpus = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    return [os.cpu_count(), gpus, chosen]
+
+
+def _file(key: str) -> Path:
+    return cache_root() / "plans" / f"{key}.json"
+
+
+def _read(key: str) -> dict[str, Any] | None:
+    try:
+        preview: dict[str, Any] = json.loads(_file(key).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    return preview

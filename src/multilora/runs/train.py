@@ -1,0 +1,202 @@
+"""`plan` and `train`: from a recipe to a readable plan, and on to a run."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback
+
+from multilora.data.plan import SUMMARY_FILE, Plan
+from multilora.data.probe import check_packing
+from multilora.errors import InputError, RunError
+from multilora.evaluation.score import evaluation_sets, score_tasks
+from multilora.files import atomic_folder
+from multilora.modeling import load_model_config, parameter_counts
+from multilora.processes import is_main_process
+from multilora.progress import progress
+from multilora.recipe import Recipe
+from multilora.runs.directory import RECIPE_FILE, Run, check_free, saved_recipe, weights_folder
+from multilora.runs.environment import environment
+from multilora.runs.resume import check_same_recipe
+from multilora.runs.writer import RunWriter
+from multilora.training.callbacks.evaluate import EvaluateDuringTraining
+from multilora.training.callbacks.record import Recorder
+from multilora.training.callbacks.stop_on_signal import StopOnSignal
+from multilora.training.checkpoint import checkpoints, step_of
+from multilora.training.evaluation_log import EvaluationLog
+from multilora.training.prepare import Prepared, plan_for, prepare, recipe_arguments, stays_in_place
+from multilora.training.trainer import MultiTaskTrainer
+
+logger = logging.getLogger(__name__)
+
+RecipeLike = str | Path | Mapping[str, Any] | Recipe
+
+
+def plan(recipe: RecipeLike, overrides: Sequence[str] = ()) -> Plan:
+    """The plan of a recipe: what would be trained on, in order. Nothing is trained or written, no weights are loaded.
+
+    Args:
+        recipe: path of a YAML file, its content, or a `Recipe`
+        overrides: `key.of.value=value` strings
+
+    Raises:
+        InputError: whatever in the recipe or the data cannot be used.
+    """
+    checked = Recipe.load(recipe, overrides)
+    return plan_for(checked, load_model_config(checked.model), recipe_arguments(checked))
+
+
+def train(
+    recipe: RecipeLike,
+    overrides: Sequence[str] = (),
+    callbacks: Sequence[TrainerCallback] = (),
+    *,
+    resume: bool = False,
+) -> Run:
+    """Train a recipe and return its run.
+
+    Args:
+        recipe: path of a YAML file, its content, or a `Recipe`
+        overrides: `key.of.value=value` strings
+        callbacks: further callbacks for the Trainer
+        resume: go on with the run in `output_dir` from its last checkpoint, if there is one, and end with the weights
+            of a run that was never interrupted; a finished run is returned as it is
+
+    Raises:
+        InputError: before anything is written; also if recipe or data have changed since the run began.
+        RunError: training failed, or was stopped by a signal.
+    """
+    checked = Recipe.load(recipe, overrides)
+    path = Path(checked.output_dir)
+    if resume and (path / RECIPE_FILE).is_file():
+        check_same_recipe(checked, saved_recipe(path))
+        if weights_folder(path, checked.adapter.method).is_dir():
+            logger.warning("%s: the run is finished; nothing to resume", path)
+            return Run(path)
+        prepared = prepare(checked)
+        if (path / "plan" / SUMMARY_FILE).is_file():
+            prepared.plan.check_same(path / "plan")
+        complete = checkpoints(path / "checkpoints")
+        if not complete:
+            logger.warning("%s: no complete checkpoint; training starts from the beginning", path)
+        return run_prepared(prepared, path, callbacks, complete[-1] if complete else None)
+    if is_main_process():  # only one process checks and writes
+        check_free(path)
+    return run_prepared(prepare(checked), path, callbacks)
+
+
+def run_prepared(
+    prepared: Prepared, path: Path, callbacks: Sequence[TrainerCallback] = (), checkpoint: Path | None = None
+) -> Run:
+    """Train what `prepare` made and write the run to `path`, from a checkpoint if one is given."""
+    recipe, plan_ = prepared.recipe, prepared.plan
+    trainable, total = parameter_counts(prepared.model)
+    stop = StopOnSignal()
+    trainer = _trainer(prepared, [*callbacks, stop])
+    first_step = step_of(checkpoint) if checkpoint else 0
+    writer = RunWriter(path, active=trainer.is_world_process_zero())
+    writer.begin(recipe, environment(recipe.mixture.seed, prepared.arguments.seed), plan_, first_step)
+    start = time.perf_counter()
+    with progress(f"training {recipe.adapter.method}", plan_.steps) as advance:
+        advance(first_step)
+        trainer.add_callback(Recorder(writer.log, advance))
+        evaluations = _evaluate_during(prepared, path, first_step, trainer)
+        _fit(trainer, path, checkpoint)
+    if stop.received and trainer.state.global_step < plan_.steps:
+        raise RunError(f"stopped by {stop.received} after step {trainer.state.global_step}\n{_how_to_go_on(path)}")
+    best = evaluations if evaluations and evaluations.best and recipe.evaluation.keep == "best" else None
+    writer.finish(
+        {
+            "method": recipe.adapter.method,
+            "steps": trainer.state.global_step,
+            "planned_steps": plan_.steps,
+            "weights_of_step": best.best["step"] if best and best.best else trainer.state.global_step,
+            "seconds": round(time.perf_counter() - start, 3),
+            "resumed_from_step": first_step,
+            "trainable_parameters": trainable,
+            "total_parameters": total,
+            "tokens": int(sum(entry.tokens for entry in plan_.summary())),
+        }
+    )
+    _write_weights(trainer, weights_folder(path, recipe.adapter.method), best.best_folder if best else None)
+    return Run(path)
+
+
+def _trainer(prepared: Prepared, callbacks: Sequence[TrainerCallback]) -> MultiTaskTrainer:
+    recipe, plan_ = prepared.recipe, prepared.plan
+    try:
+        trainer = MultiTaskTrainer(
+            model=prepared.model,
+            args=prepared.arguments,
+            plan=plan_,
+            callbacks=list(callbacks),
+            scale_lr_factor=recipe.optimizer.scale_lr_factor,
+            up_lr_factor=recipe.optimizer.up_lr_factor,
+            loss_weighting=recipe.loss.weighting,
+            on_nonfinite=recipe.loss.on_nonfinite,
+        )
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"training: {' '.join(str(error).split())}") from error
+    if plan_.packed and not (trainer.is_spread or stays_in_place(prepared.arguments)):
+        check_packing(trainer.model, trainer.data_collator)  # now that it is where it will be trained
+    trainer.remove_callback(PrinterCallback)  # it prints every log to stdout
+    return trainer
+
+
+def _evaluate_during(
+    prepared: Prepared, path: Path, first_step: int, trainer: MultiTaskTrainer
+) -> EvaluationLog | None:
+    """Adds evaluation during training, if the recipe asks for it."""
+    section = prepared.recipe.evaluation
+    if section.every is None:
+        return None
+    sets = evaluation_sets(prepared.recipe, section.max_examples_during)
+    plan_, model = prepared.plan, prepared.model
+    log = EvaluationLog(path, first_step)
+
+    def score() -> Any:
+        return score_tasks(model, plan_.renderer, sets, section, plan_.max_length, "evaluating")
+
+    trainer.add_callback(EvaluateDuringTraining(section, score, log, trainer))
+    return log
+
+
+def _fit(trainer: MultiTaskTrainer, path: Path, checkpoint: Path | None) -> None:
+    """Train; whatever fails is a RunError that says how to go on."""
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except RunError as error:
+        raise RunError(f"{error}\n{_how_to_go_on(path)}") from error
+    except InputError:
+        raise
+    except (RuntimeError, OSError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise RunError(
+            f"training failed at step {trainer.state.global_step}: {message}\n{_how_to_go_on(path)}"
+        ) from error
+
+
+def _write_weights(trainer: MultiTaskTrainer, folder: Path, best: Path | None) -> None:
+    """The weights the run ends with, and the tokenizer; all processes must call it."""
+    tokenizer = trainer.plan.renderer.tokenizer
+    if best is None:
+        trainer.write_weights(folder, lambda written: tokenizer.save_pretrained(str(written)))
+    elif trainer.is_world_process_zero():
+        with atomic_folder(folder) as written:
+            shutil.copytree(best, written, dirs_exist_ok=True)
+            tokenizer.save_pretrained(str(written))
+    trainer.accelerator.wait_for_everyone()
+
+
+def _how_to_go_on(path: Path) -> str:
+    complete = checkpoints(path / "checkpoints")
+    if not complete:
+        return f"there is no complete checkpoint yet; {path} holds what was logged, remove it to train again"
+    return f"the last complete checkpoint is {complete[-1]}; `multilora train ... --resume` goes on from there"

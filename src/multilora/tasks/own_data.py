@@ -1,0 +1,167 @@
+"""Your own data without code: files or hub data in one of three forms, told apart by the keys of the recipe's task.
+
+- prompt and response: Jinja2 templates over a record's fields; with `choices`, the response is one of these
+- messages (and tools): names of the fields that hold a chat
+- question, choices and answer: a question with lettered choices
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from multilora.errors import DataError, RecordError
+from multilora.example import Example, chat_example, choice_example, free_example
+from multilora.recipe.schema import TaskSection
+from multilora.tasks.base import Kind, Task
+from multilora.tasks.messages import messages_json, tools_json
+from multilora.tasks.multiple_choice import lettered_example
+from multilora.tasks.readers import FilledRecord, Record
+from multilora.tasks.record_task import RecordTask
+from multilora.tasks.source import field
+from multilora.tasks.templates import FieldTemplate
+
+
+def own_data_task(section: TaskSection) -> Task:
+    """The task of a section whose name is not built in.
+
+    Raises:
+        DataError: keys of no form, or a template is not valid Jinja2.
+    """
+    if section.messages is not None:
+        return ChatTask(section)
+    if section.question is not None:
+        return QuestionTask(section)
+    return TextTask(section)
+
+
+class OwnDataTask(RecordTask):
+    """What the three forms share.
+
+    Args:
+        section: of the recipe
+        kind: how the model answers; with `metric: none` it does not
+    """
+
+    def __init__(self, section: TaskSection, kind: Kind) -> None:
+        self.kind = "loss" if section.metric == "none" else kind
+        super().__init__(section)
+
+
+class TextTask(OwnDataTask):
+    """Prompt and response are templates; with `choices`, the rendered response must be one of them."""
+
+    def __init__(self, section: TaskSection) -> None:
+        if section.prompt is None or section.response is None or isinstance(section.choices, str):
+            raise DataError(
+                f"task {section.name!r} needs prompt and response (and choices as a list); or messages; or question, "
+                "choices and answer"
+            )
+        super().__init__(section, "choice" if section.choices else "generate")
+        self.choices = section.choices
+        self.prompt = FieldTemplate(self.name, "prompt", section.prompt)
+        self.response = FieldTemplate(self.name, "response", section.response)
+
+    def examples(self, record: Record, where: str) -> Iterator[Example]:
+        """One example; RecordError if a template fails, the response is empty or not a choice."""
+        prompt, response = self.prompt.render(record, where), self.response.render(record, where)
+        if not response:
+            raise RecordError(
+                f"{where}: the response is empty, so no token would be trained on; fix or remove the record, or set "
+                "on_error to drop",
+                "empty response",
+            )
+        if self.choices is None:
+            yield free_example(prompt, response, response)
+            return
+        if response not in self.choices:
+            raise RecordError(
+                f"{where}: response {response!r} is none of the choices {self.choices}; add it to choices, or fix "
+                "the record",
+                "response is no choice",
+            )
+        yield choice_example(prompt, list(self.choices), self.choices.index(response))
+
+
+class ChatTask(OwnDataTask):
+    """`messages` and `tools` name fields; scored by the loss of what the assistant says."""
+
+    def __init__(self, section: TaskSection) -> None:
+        super().__init__(section, "loss")
+        self.messages, self.tools = section.messages or "", section.tools
+
+    def examples(self, record: Record, where: str) -> Iterator[Example]:
+        """One example; RecordError if the field holds no chat with an assistant turn."""
+        filled = isinstance(record, FilledRecord)
+        messages = messages_json(field(record, self.messages, where), where, filled=filled)
+        tools = tools_json(field(record, self.tools, where), where, filled=filled) if self.tools is not None else ""
+        yield chat_example(messages, tools)
+
+
+class QuestionTask(OwnDataTask):
+    """A question with lettered choices; the response is the letter.
+
+    `question` and `answer` are templates; `choices` is the name of a list field (dots reach into objects) or a list of
+    templates. The answer renders to the place of the right choice (from 0), its letter or its text.
+    """
+
+    def __init__(self, section: TaskSection) -> None:
+        if section.question is None or section.choices is None or section.answer is None:
+            raise DataError(f"task {section.name!r} needs question, choices and answer")
+        super().__init__(section, "choice")
+        self.question = FieldTemplate(self.name, "question", section.question)
+        self.answer = FieldTemplate(self.name, "answer", section.answer)
+        self.choices: str | list[FieldTemplate] = (
+            section.choices
+            if isinstance(section.choices, str)
+            else [FieldTemplate(self.name, f"choices.{place}", text) for place, text in enumerate(section.choices)]
+        )
+
+    def examples(self, record: Record, where: str) -> Iterator[Example]:
+        """One example; RecordError if the answer is none of the choices, or could be two of them."""
+        question = self.question.render(record, where)
+        choices = self._choices(record, where)
+        label = index_of(self.answer.render(record, where), choices, where)
+        yield lettered_example(question, choices, label, where)
+
+    def _choices(self, record: Record, where: str) -> list[str]:
+        if not isinstance(self.choices, str):
+            return [template.render(record, where) for template in self.choices]
+        value: Any = record
+        for name in self.choices.split("."):
+            value = field(value, name, where)
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str | int | float) for item in value):
+            raise RecordError(
+                f"{where}: field {self.choices!r} holds {str(value)[:80]!r}, expected a list of texts; name another "
+                "field, or give choices as a list of templates",
+                "choices are no list",
+            )
+        return [str(item).strip() for item in value]
+
+
+def index_of(answer: str, choices: Sequence[str], where: str) -> int:
+    """Which choice an answer names by its place (from 0), its letter or its text.
+
+    Raises:
+        RecordError: none, or different ones by these three readings; nothing is guessed.
+    """
+    readings = [place for place, choice in enumerate(choices) if choice == answer]
+    letters = ascii_uppercase[: len(choices)]
+    if len(answer) == 1 and answer.upper() in letters:
+        readings.append(letters.index(answer.upper()))
+    if answer.isdecimal() and int(answer) < len(choices):
+        readings.append(int(answer))
+    if len(set(readings)) > 1:
+        raise RecordError(
+            f"{where}: answer {answer!r} could mean each of the choices {sorted(set(readings))} of {list(choices)} (by "
+            "place, letter or text); render a letter, as in {{ 'ABCD'[label] }}",
+            "ambiguous answer",
+        )
+    if not readings:
+        raise RecordError(
+            f"{where}: answer {answer!r} is outside the {len(choices)} choices {list(choices)}; expected a place from "
+            f"0 to {len(choices) - 1}, a letter from A to {letters[-1:] or 'A'}, or the text of one of them",
+            "label out of range" if answer else "empty answer",
+        )
+    return readings[0]

@@ -1,0 +1,116 @@
+"""Evaluation during training: every task's scores, what was forgotten, the best weights so far, early stopping.
+
+Everything that decides about later steps is read from the log of evaluations, so a resumed run decides alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from multilora.evaluation.task_score import TaskScore
+from multilora.files import write_json
+from multilora.recipe.schema import EvaluationSection
+from multilora.training.checkpoint import checkpoints, step_of
+from multilora.training.evaluation_log import BEST_PREFIX, LINE_FILE, EvaluationLog
+
+
+def summarise(values: dict[str, float], with_metric: set[str], best_by: str) -> float:
+    """The number that evaluations are compared by.
+
+    Args:
+        values: `TaskScore.merit` of every task
+        with_metric: tasks with a metric; if there are none, the losses of all tasks decide
+        best_by: `macro` (mean over tasks), `worst` (the lowest), or a task's name
+    """
+    if best_by in values:
+        return values[best_by]
+    compared = [value for name, value in values.items() if name in with_metric] or list(values.values())
+    return min(compared) if best_by == "worst" else sum(compared) / len(compared)
+
+
+class EvaluateDuringTraining(TrainerCallback):
+    """Scores the model every `section.every` optimizer steps and at the last one.
+
+    Args:
+        section: of the recipe
+        score: scores the model as it is now; every process calls it, the main process's scores count
+        log: the run's evaluations
+        trainer: a MultiTaskTrainer; it logs the scores and writes the best weights
+    """
+
+    def __init__(
+        self, section: EvaluationSection, score: Callable[[], dict[str, TaskScore]], log: EvaluationLog, trainer: Any
+    ) -> None:
+        self.section, self.score, self.log, self.trainer = section, score, log, trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Evaluate if it is time."""
+        every = self.section.every
+        if not every or (state.global_step % every and state.global_step < state.max_steps):
+            return control
+        model = self.trainer.model
+        kept = torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else [])
+        # Compiled blocks would be compiled anew for every length.
+        with kept, torch.compiler.set_stance("force_eager"):
+            scores = self.score()
+        model.train()
+        # All processes must decide alike.
+        (line,) = broadcast_object_list([self._line(state.global_step, scores)])
+        self._record(line, args)
+        flat = self._flat(line)
+        step_log_due = control.should_log
+        self.trainer.log(flat)
+        control.should_log = step_log_due  # logging has reset it, and the step's own log is still to come
+        control = self.trainer.callback_handler.on_evaluate(args, state, control, flat)
+        if self.section.patience and self._evaluations_since_best() >= self.section.patience:
+            control.should_training_stop = True
+        return control
+
+    def _record(self, line: dict[str, Any], args: TrainingArguments) -> None:
+        """Weights first: a line that says best must have its folder."""
+        if self.log.would_be_best(line):
+            folder = self.log.folder / f"{BEST_PREFIX}{line['step']}"
+
+            def complete(written: Path) -> None:
+                write_json(written / LINE_FILE, line)
+
+            self.trainer.write_weights(folder, complete)
+        self.log.append(line)
+        self.log.prune(step_of(folder) for folder in checkpoints(Path(str(args.output_dir))))
+
+    def _evaluations_since_best(self) -> int:
+        best = self.log.best
+        return 0 if best is None else len(self.log.lines) - 1 - self.log.lines.index(best)
+
+    def _line(self, step: int, scores: dict[str, TaskScore]) -> dict[str, Any]:
+        merits = {name: score.merit for name, score in scores.items()}
+        with_metric = {name for name, score in scores.items() if score.value is not None}
+        best_before = {name: max(self._earlier(name), default=merit) for name, merit in merits.items()}
+        return {
+            "step": step,
+            "compared": summarise(merits, with_metric, self.section.best_by),
+            "merits": merits,
+            "forgotten": {name: max(best_before[name] - merit, 0.0) for name, merit in merits.items()},
+            "tasks": {name: asdict(score) for name, score in scores.items()},
+        }
+
+    def _earlier(self, task: str) -> Iterable[float]:
+        return [line["merits"][task] for line in self.log.lines]
+
+    def _flat(self, line: dict[str, Any]) -> dict[str, float]:
+        """For metrics.jsonl and trackers: `eval/<task>/<metric>`, `eval/<task>/loss`, `eval/<task>/forgotten`."""
+        flat = {f"eval/{self.section.best_by}": line["compared"]}
+        for name, score in line["tasks"].items():
+            flat[f"eval/{name}/loss"] = score["loss"]
+            flat[f"eval/{name}/forgotten"] = line["forgotten"][name]
+            flat |= {f"eval/{name}/{metric}": value for metric, value in score["metrics"].items()}
+        return flat

@@ -1,0 +1,88 @@
+"""The evaluations of a run during training, and the weights of the best ones.
+
+    evaluations.jsonl    one line per evaluation
+    best-<step>/         weights of the best evaluation so far, and evaluation.json with its line
+
+Checkpoints decide which weights are kept: a run that resumes from a checkpoint takes up the best evaluation up to that
+step, even if a later and better one was made before the run broke off.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+
+from multilora.errors import RunDirectoryError
+from multilora.files import append_json_line, drop_later_lines
+from multilora.processes import is_main_process
+
+LOG_FILE, BEST_PREFIX, LINE_FILE = "evaluations.jsonl", "best-", "evaluation.json"
+
+
+class EvaluationLog:
+    """Reads and writes the evaluations of one run. Every process holds the same lines; the main process writes.
+
+    Args:
+        folder: the run directory
+        first_step: the step that training goes on from; later lines are dropped
+
+    Raises:
+        RunDirectoryError: the weights of the best evaluation so far are missing.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self.folder = folder
+        path = folder / LOG_FILE
+        lines = []
+        if is_main_process():
+            drop_later_lines(path, first_step)
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        (lines,) = broadcast_object_list([lines])
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        if self.best is not None and not self.best_folder.is_dir():
+            raise RunDirectoryError(
+                f"{self.best_folder}: missing; it holds the weights of the best evaluation up to step {first_step}. "
+                "Restore it, or train again in a new output_dir"
+            )
+        self.prune([first_step])
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The line of the best evaluation, the earliest of equal ones; None if there is none yet."""
+        return _best(self.lines)
+
+    @property
+    def best_folder(self) -> Path:
+        """Where the weights of the best evaluation are."""
+        return self.folder / f"{BEST_PREFIX}{self.best['step'] if self.best else 0}"
+
+    def would_be_best(self, line: dict[str, Any]) -> bool:
+        """Whether an evaluation is better than all before it."""
+        return _best([*self.lines, line]) is line
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add an evaluation."""
+        self.lines.append(line)
+        if is_main_process():
+            append_json_line(self.folder / LOG_FILE, line)
+
+    def prune(self, checkpoint_steps: Iterable[int]) -> None:
+        """Remove weights that are neither the best now nor the best up to one of the checkpoints."""
+        if not is_main_process():
+            return
+        candidates = [self.best, *(_best(line for line in self.lines if line["step"] <= s) for s in checkpoint_steps)]
+        needed = {f"{BEST_PREFIX}{line['step']}" for line in candidates if line is not None}
+        for folder in self.folder.glob(f"{BEST_PREFIX}*"):
+            if folder.name not in needed:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _best(lines: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    comparable = [line for line in lines if line["compared"] is not None and math.isfinite(line["compared"])]
+    return max(comparable, key=lambda line: line["compared"], default=None)

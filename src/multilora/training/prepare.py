@@ -1,0 +1,111 @@
+"""From a recipe to everything that is settled before the first step: arguments, plan, adapted model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from multilora.data.collate import collator_for
+from multilora.data.plan import Plan, make_plan
+from multilora.data.probe import check_packing
+from multilora.data.tokenize import row_length
+from multilora.errors import RecipeError
+from multilora.methods import FULL
+from multilora.modeling import attach, load_base, load_model_config, load_tokenizer, max_positions
+from multilora.recipe import Recipe
+from multilora.tasks.make import make_task
+from multilora.training.arguments import training_arguments
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with everything that is known before the first step."""
+
+    recipe: Recipe
+    model: Any
+    plan: Plan
+    arguments: TrainingArguments
+
+
+def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
+    """Make the plan, load the base and adapt it; nothing is written.
+
+    Args:
+        recipe: from `Recipe.load`
+        plan: made for the same base, tasks, mixture and batch size, to train another method on; by default the
+            recipe's own is made
+
+    Raises:
+        InputError: whatever in the recipe, the data or the model cannot be used.
+    """
+    arguments = recipe_arguments(recipe)
+    config = load_model_config(recipe.model)
+    check_generation_length(recipe, config)
+    if plan is None:
+        plan = plan_for(recipe, config, arguments)
+    model = load_base(recipe.model, trainable=recipe.adapter.method == FULL)
+    if plan.packed and stays_in_place(arguments):
+        check_packing(model, collator_for(model, plan.renderer.tokenizer, packed=True))
+    model = attach(model, recipe.adapter, seed=arguments.seed)
+    arguments.max_steps = plan.steps
+    for name in ("save_steps", "logging_steps"):  # fractions as steps, so that a checkpoint and a resumed run agree
+        if 0 < getattr(arguments, name) < 1:
+            setattr(arguments, name, math.ceil(plan.steps * getattr(arguments, name)))
+    return Prepared(recipe, model, plan, arguments)
+
+
+def recipe_arguments(recipe: Recipe) -> TrainingArguments:
+    """The `TrainingArguments` of a recipe; see `training_arguments`."""
+    return training_arguments(
+        recipe.training,
+        output_dir=str(Path(recipe.output_dir) / "checkpoints"),
+        method=recipe.adapter.method,
+        dtype=recipe.model.dtype,
+    )
+
+
+def plan_for(recipe: Recipe, config: Any, arguments: TrainingArguments) -> Plan:
+    """The plan of a recipe; needs the base's config and tokenizer, not its weights.
+
+    Raises:
+        InputError: whatever in the recipe or the data cannot be used.
+    """
+    # One process per machine tokenizes, the others read what it has cached.
+    with arguments.main_process_first(desc="tokenizing"):
+        return make_plan(
+            recipe,
+            load_tokenizer(recipe.model),
+            max_length=row_length(recipe.data.max_length, config),
+            rows_per_step=arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
+            max_steps=arguments.max_steps,
+            epochs=arguments.num_train_epochs,
+        )
+
+
+def stays_in_place(arguments: TrainingArguments) -> bool:
+    """Whether the model is trained where it was loaded, by this process alone."""
+    return bool(arguments.device.type == "cpu" and arguments.world_size == 1)
+
+
+def check_generation_length(recipe: Recipe, config: Any) -> None:
+    """Whether evaluation during training can generate, before training begins.
+
+    Raises:
+        RecipeError: `max_new_tokens` leaves no room for a prompt.
+    """
+    section, positions = recipe.evaluation, max_positions(config)
+    if section.every is None or positions is None or section.max_new_tokens < positions - 1:
+        return
+    generating = [task.name for task in recipe.tasks if make_task(task).kind == "generate"]
+    if generating:
+        raise RecipeError(
+            [
+                f"evaluation.max_new_tokens: {section.max_new_tokens} leaves no room for a prompt among the "
+                f"{positions} positions of the model, and evaluation during training generates answers for "
+                f"{', '.join(generating)}; use at most {positions - 2}"
+            ]
+        )
