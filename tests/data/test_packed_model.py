@@ -7,7 +7,7 @@ import torch
 from conftest import make_gpt2, make_llama
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from multilora.data.collate import Collator
+from multilora.data.collate import Collator, collator_for
 from multilora.data.probe import check_packing
 from multilora.errors import InputError
 from multilora.loss.token_losses import token_losses
@@ -130,3 +130,29 @@ def test_a_state_space_model_is_refused():
     config = MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, state_size=4)
     with pytest.raises((InputError, TypeError), match=r"apart|position_ids"):
         check_packing(MambaForCausalLM(config), Collator(0, packed=True))
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "kernels-community/flash-attn2", "paged|flash_attention_2"])
+def test_any_flash_attention_gets_the_rows_in_one_sequence(name, tokenizer):
+    model = make_llama()
+    rows = [joined(row) for row in rows_of_segments()]
+    assert len(collator_for(model, tokenizer, packed=True)(rows)["input_ids"]) == len(rows)
+    model.config._attn_implementation = name
+    assert len(collator_for(model, tokenizer, packed=True)(rows)["input_ids"]) == 1
+    assert len(collator_for(model, tokenizer, packed=False)(rows)["input_ids"]) == len(rows)
+
+
+def test_the_probe_notices_what_leaks_only_in_batches(make):
+    """Flash attention tells segments apart by positions only in a batch of one."""
+    model = make()
+    forward = model.forward
+
+    def leaking(*args, position_ids=None, **kwargs):
+        if len(position_ids) > 1:
+            position_ids = torch.arange(position_ids.shape[1]).expand_as(position_ids)
+        return forward(*args, position_ids=position_ids, **kwargs)
+
+    model.forward = leaking
+    check_packing(model, Collator(0, packed=True, flatten=True))
+    with pytest.raises(InputError, match="does not keep the segments of a packed row apart"):
+        check_packing(model, Collator(0, packed=True))

@@ -1,0 +1,1 @@
+"""Runs: training and evaluating a recipe, and the directory that holds the result."""

@@ -1,0 +1,59 @@
+"""`evaluate`: every task of a run on its evaluation split, before and after training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from multilora.data.render import Renderer
+from multilora.data.tokenize import row_length
+from multilora.evaluation.score import Scores, evaluation_sets, score_tasks
+from multilora.files import write_json
+from multilora.modeling import best_device, to_device
+from multilora.runs.directory import Run
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per task: the base's score and the trained model's."""
+
+    before: Scores
+    after: Scores
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "before": {name: asdict(score) for name, score in self.before.items()},
+            "after": {name: asdict(score) for name, score in self.after.items()},
+        }
+
+
+def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evaluation:
+    """Score the base and the trained model of a run on every task; written to the run's `eval.json`.
+
+    Args:
+        run: the run or its directory
+        max_examples: per task, instead of the recipe's
+
+    Raises:
+        RunDirectoryError: not a finished run.
+        RecipeError: the evaluation data of some tasks cannot be used; names all of them.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    recipe = run.recipe
+    section = recipe.evaluation
+    if max_examples is not None:
+        section = section.model_copy(update={"max_examples": max_examples})
+    sets = evaluation_sets(recipe, section.max_examples)
+    renderer = Renderer(run.load_tokenizer(), recipe.data.template)
+    device = best_device()
+    # The base itself, not the adapted model with its adapter off: trained biases would stay on.
+    base = to_device(run.load_base(), device)
+    length = row_length(recipe.data.max_length, base.config)
+    before = score_tasks(base, renderer, sets, section, length, "evaluating base")
+    del base
+    after = score_tasks(to_device(run.load_model(), device), renderer, sets, section, length, "evaluating run")
+    evaluation = Evaluation(before, after)
+    write_json(run.path / "eval.json", evaluation.as_dict())
+    return evaluation

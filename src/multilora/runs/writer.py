@@ -1,0 +1,50 @@
+"""Writing a run directory: the counterpart of `Run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from multilora.data.plan import Plan
+from multilora.files import append_json_line, drop_later_lines, write_json, write_text
+from multilora.recipe import Recipe
+from multilora.runs.directory import FACTS_FILE, METRICS_FILE, RECIPE_FILE
+
+
+class RunWriter:
+    """Writes a run, except for its weights, which a trainer writes.
+
+    Args:
+        path: the run directory
+        active: False in all processes but the main one, where every method does nothing
+    """
+
+    def __init__(self, path: Path, *, active: bool) -> None:
+        self.path, self.active = path, active
+
+    def begin(self, recipe: Recipe, environment: dict[str, Any], plan: Plan, first_step: int) -> None:
+        """Write what is known before the first step.
+
+        Args:
+            recipe: as resolved
+            environment: from `multilora.runs.environment`
+            plan: of the run
+            first_step: the step that training goes on from; later lines of the log are dropped
+        """
+        if not self.active:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / RECIPE_FILE, recipe.dump_yaml())
+        write_json(self.path / "environment.json", environment)
+        plan.save(self.path / "plan")
+        drop_later_lines(self.path / METRICS_FILE, first_step)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Append a line to `metrics.jsonl`."""
+        if self.active:
+            append_json_line(self.path / METRICS_FILE, {"step": step, **values})
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Write `train.json`. The run counts as finished once its weights are there, so those come after it."""
+        if self.active:
+            write_json(self.path / FACTS_FILE, facts)
