@@ -1,4 +1,4 @@
-# Everything runs in .venv, made on first use; only Python (>= 3.10) and make are needed.
+# Everything runs in .venv, which is created on first use. You only need Python (>= 3.11) and make.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: install demo test test-slow test-deepspeed check format benchmark clean
+.PHONY: install demo test test-slow test-oldest test-deepspeed check format benchmark clean
 
 install: $(STAMP)
 
@@ -20,15 +20,24 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/multilora demo
 
-# Two workers with one passive thread each: spinning OpenMP threads make two processes on two cores crawl.
+# Two workers with one passive OpenMP thread each: spinning threads slow down two processes on two cores.
 test: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Minutes long: what `make test` leaves out.
+# The tests that `make test` leaves out because they take minutes.
 test-slow: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
-# ZeRO-2 and ZeRO-3 on two CPU processes; DeepSpeed (0.19.8 was tried) goes into a folder of its own, beside the .venv.
+# The fast tests with the lowest versions that pyproject.toml promises, in an environment of their own.
+OLDEST := $(VENV)-oldest
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) tests/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet $$(grep '^torch==' $(OLDEST)/constraints.txt)
+	$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt -e '.[test]'
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
+
+# ZeRO-2 and ZeRO-3 on two CPU processes. DeepSpeed (tested: 0.19.8) is installed into a separate folder inside .venv.
 DEEPSPEED := $(VENV)/deepspeed
 test-deepspeed: install
 	$(BIN)/python -m pip install --quiet setuptools wheel

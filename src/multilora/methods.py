@@ -22,6 +22,24 @@ def config_classes() -> dict[str, type]:
     return {str(key.value).lower(): value for key, value in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 
 
+def unsupported_methods() -> dict[str, str]:
+    """Name of each PEFT method that cannot be trained here -> why."""
+    from peft import PromptLearningConfig
+
+    virtual_tokens = (
+        "puts virtual tokens before the prompt, which the loss per task does not support; use a method that adapts "
+        "weights"
+    )
+    reasons = {
+        name: virtual_tokens for name, config in config_classes().items() if issubclass(config, PromptLearningConfig)
+    }
+    reasons["adalora"] = (
+        "changes ranks and adds to the loss in a training loop of its own, which is not supported; use lora, or "
+        "another method"
+    )
+    return reasons
+
+
 def option_names(method: str) -> list[str]:
     """The keys that `adapter:` takes beside `method`.
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from multilora.errors import InputError, nearest
-from multilora.methods import FULL, adapter_config, option_names
+from multilora.methods import FULL, adapter_config, option_names, unsupported_methods
 from multilora.recipe.schema import AdapterSection, ModelSection, RecipeSchema, TaskSection
 from multilora.recipe.task_checks import check_task
 from multilora.recipe.training_keys import check_training
@@ -125,18 +125,11 @@ def _check_adapter(section: AdapterSection) -> list[str]:
         return [f"adapter.{key}: method `{section.method}` has no such option{nearest(key, known)}" for key in unknown]
     if section.method == FULL:
         return []
-    if section.method == "adalora":
-        return [
-            "adapter.method: `adalora` changes ranks and adds to the loss in a training loop of its own, which is not "
-            "supported; use lora, or another method"
-        ]
+    reason = unsupported_methods().get(section.method)
+    if reason is not None:
+        return [f"adapter.method: `{section.method}` {reason}"]
     try:
-        config = adapter_config(section.method, section.options)
+        adapter_config(section.method, section.options)
     except (ValueError, TypeError) as error:
         return [f"adapter: {error}"]
-    if config.is_prompt_learning:
-        return [
-            f"adapter.method: `{section.method}` puts virtual tokens before the prompt, which the loss per task does "
-            "not support; use a method that adapts weights"
-        ]
     return []

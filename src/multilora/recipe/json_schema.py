@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from multilora.methods import FULL, config_classes, option_names
+from multilora.methods import FULL, config_classes, option_names, unsupported_methods
 from multilora.recipe.schema import AdapterSection, RecipeSchema
 from multilora.recipe.training_keys import FIXED, field_types
 
@@ -48,7 +48,7 @@ def _training_properties() -> dict[str, Any]:
 
 def _adapter_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """The adapter section: which options there are depends on the method."""
-    methods = sorted([*config_classes(), FULL])
+    methods = sorted(name for name in [*config_classes(), FULL] if name not in unsupported_methods())
     method = {**schema["properties"]["method"], "enum": methods}
     cases = []
     for name in methods:
@@ -75,4 +75,5 @@ def _option(method: str, key: str) -> Any:
         return True
     fields = {item.name: item for item in dataclasses.fields(config_classes()[method])}
     text = fields[key].metadata.get("help")
-    return {"description": text} if text else True
+    # PEFT has help texts that are tuples, by a stray comma.
+    return {"description": text if isinstance(text, str) else "".join(text)} if text else True
