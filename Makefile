@@ -28,7 +28,7 @@ test: install
 test-slow: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
-# The fast tests with the lowest versions that pyproject.toml promises, in an environment of their own.
+# The fast tests with the lowest versions that pyproject.toml allows, in a separate environment.
 OLDEST := $(VENV)-oldest
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)

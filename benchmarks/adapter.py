@@ -1,8 +1,9 @@
-"""Step time, peak memory and memory saved for backward: frozen base, PEFT LoRA, branch-by-branch MultiLoRA, ours.
+"""Compare step time and memory: frozen base, PEFT's LoRA, MultiLoRA branch by branch, and this library's MultiLoRA.
 
-Each configuration trains the same LLaMA layers (bfloat16 base, LoRA at the same total rank); rounds are interleaved so
-that a slow moment of the machine hits all; medians are reported. Ratios within one run are what counts; the seconds
-belong to the machine. On a GPU the layers have LLaMA-7B's sizes and sequences of 2,048 tokens.
+Memory is the peak, and the bytes saved for backward. All variants train the same LLaMA layers (bfloat16 base, same
+total rank). Rounds are interleaved, so a slow moment of the machine affects all variants; medians are reported. Compare
+ratios within one run, since seconds depend on the machine. On a GPU the layers have the sizes of LLaMA-7B, with
+sequences of 2,048 tokens.
 
 Run: python benchmarks/adapter.py [--rounds 15] [--device cuda] [--compile] [--out benchmarks/results/adapter.md]
 """
@@ -48,10 +49,11 @@ class Setting:
         return self.batch * self.length
 
     def arithmetic(self) -> float:
-        """What the branches' products cost over a frozen base's, linears only: 1 + 1.5 n r (1/d_in + 1/d_out).
+        """Operations of the adapted linear layers relative to the frozen ones: 1 + 1.5 n r (1/d_in + 1/d_out).
 
-        A frozen linear makes two products of 2 d_in d_out operations per token (forward and the input's gradient),
-        the branches six of half the size 2 n r (d_in + d_out).
+        A frozen linear layer computes two products of 2 d_in d_out operations per token (forward and input gradient).
+        The branches add three pairs of products (forward, input gradient, weight gradients), of 2 n r (d_in + d_out)
+        operations per pair.
         """
         shapes = [(self.hidden, self.hidden)] * 4 + [(self.hidden, self.mlp)] * 3
         extra = sum(3 * TOTAL * (d_in + d_out) for d_in, d_out in shapes)
@@ -73,19 +75,19 @@ def make_base(setting: Setting) -> Any:
         max_position_embeddings=setting.length,
         use_cache=False,
     )
-    # Not built in float32 first, whose peak would hide that of a step.
+    # Building in float32 first would hide the peak of a step.
     torch.set_default_dtype(torch.bfloat16)
     try:
         model = LlamaForCausalLM(config).to(setting.device).requires_grad_(False)
     finally:
         torch.set_default_dtype(torch.float32)
-    # As under an adapter below: gradients flow to the first layer's input.
+    # As with an adapter: gradients flow to the first layer's input.
     model.model.embed_tokens.register_forward_hook(lambda _, __, output: output.requires_grad_())
     return model.train()
 
 
 class BranchByBranch(nn.Module):
-    """The published form: every branch a module of its own."""
+    """The published form: one module per branch."""
 
     def __init__(self, base: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -99,9 +101,9 @@ class BranchByBranch(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.base(x)
-        wide = x.to(self.A[0].weight.dtype)  # the activations take the parameters' dtype, as in PEFT
+        cast = x.to(self.A[0].weight.dtype)  # activations are cast to the parameters' dtype, as in PEFT
         for A, B, s in zip(self.A, self.B, self.s, strict=True):
-            y = y + (B(A(wide)) * s).to(y.dtype)
+            y = y + (B(A(cast)) * s).to(y.dtype)
         return y
 
 
@@ -128,7 +130,7 @@ def lora(**options: Any) -> LoraConfig:
     return LoraConfig(r=TOTAL, lora_alpha=TOTAL, target_modules="all-linear", **options)
 
 
-def ours(**options: Any) -> MultiLoraConfig:
+def multilora(**options: Any) -> MultiLoraConfig:
     return MultiLoraConfig(r=RANK, num_branches=BRANCHES, target_modules="all-linear", **options)
 
 
@@ -140,8 +142,8 @@ VARIANTS: dict[str, Callable[[Setting], Any]] = {
     f"PEFT LoRA r={TOTAL}, bfloat16, dropout": lambda s: adapted(s, lora(lora_dropout=0.05), torch.bfloat16),
     f"MultiLoRA {BRANCHES}x{RANK}, branch by branch, float32": lambda s: branch_by_branch(s, torch.float32),
     f"MultiLoRA {BRANCHES}x{RANK}, branch by branch, bfloat16": lambda s: branch_by_branch(s, torch.bfloat16),
-    f"MultiLoRA {BRANCHES}x{RANK}, ours, float32": lambda s: adapted(s, ours()),
-    f"MultiLoRA {BRANCHES}x{RANK}, ours, float32, dropout": lambda s: adapted(s, ours(lora_dropout=0.05)),
+    f"MultiLoRA {BRANCHES}x{RANK}, this library, float32": lambda s: adapted(s, multilora()),
+    f"MultiLoRA {BRANCHES}x{RANK}, this library, float32, dropout": lambda s: adapted(s, multilora(lora_dropout=0.05)),
 }
 
 
@@ -159,25 +161,25 @@ def step(model: Any, ids: torch.Tensor) -> None:
 
 
 def saved_bytes(model: Any, ids: torch.Tensor) -> int:
-    """Bytes of distinct tensors that autograd keeps for backward, parameters left out."""
-    owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+    """Bytes of the distinct tensors that autograd saves for backward, without parameters."""
+    parameter_storages = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in parameter_storages:
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = model(input_ids=ids, labels=ids).loss
-    total = sum(kept.values())
+    total = sum(saved.values())
     loss.backward()
     return total
 
 
 def peak_memory(name: str, setting: Setting, compiled: bool) -> float:
-    """MiB that two steps need above the model itself; call it in a process of its own."""
+    """MiB that two steps need in addition to the model. Call it in a fresh process."""
     model, ids = VARIANTS[name](setting), make_ids(setting)
     if compiled:
         model = torch.compile(model)
@@ -218,17 +220,17 @@ def measure(setting: Setting, rounds: int, compiled: bool) -> str:
     lines = [
         f"{setting.layers} layers, hidden {setting.hidden}, MLP {setting.mlp}, bfloat16 base, {setting.batch} x "
         f"{setting.length} tokens, {'compiled' if compiled else 'eager'}, {rounds} rounds; torch {torch.__version__}, "
-        f"{machine}. Arithmetic of the linears alone: {setting.arithmetic():.2f} x base.",
+        f"{machine}. Operations of the linear layers alone: {setting.arithmetic():.2f} x base.",
         "",
-        "| | step (ms) | x base | peak above the model (MiB) | saved above base, bytes per token and linear |",
+        "| | step (ms) | x base | peak above the model (MiB) | saved above base, bytes per token and linear layer |",
         "|---|---|---|---|---|",
     ]
     for name, median in medians.items():
         extra = "–" if compiled else f"{(saved[name] - saved[BASE]) / (setting.tokens * setting.layers * 7):,.0f}"
         lines.append(f"| {name} | {median * 1e3:.1f} | {median / medians[BASE]:.2f} | {peaks[name]:,.0f} | {extra} |")
-    mine = medians[f"MultiLoRA {BRANCHES}x{RANK}, ours, float32"]
-    lines += ["", "Step time of ours (float32), no dropout, over that of:", ""]
-    lines += [f"- {name}: {mine / medians[name]:.2f}" for name in list(VARIANTS)[:6] if "dropout" not in name]
+    reference = medians[f"MultiLoRA {BRANCHES}x{RANK}, this library, float32"]
+    lines += ["", "Step time of this library (float32, no dropout) relative to:", ""]
+    lines += [f"- {name}: {reference / medians[name]:.2f}" for name in list(VARIANTS)[:6] if "dropout" not in name]
     return "\n".join(lines)
 
 

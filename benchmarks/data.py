@@ -1,11 +1,13 @@
-"""Examples to packed rows: our data path beside that of TRL's SFTTrainer, and how cost and memory grow.
+"""Tokenize and pack examples: speed against TRL's SFTTrainer, and how time and memory grow with the data.
 
-`real`: the tasks of GSM8K, SuperGLUE, MMLU and Dolly from a folder of public files, as prompts and responses; both
-sides get the same examples and tokenizer, tokenise them and pack rows of 1,024 tokens, with empty caches, in turns.
-`million`: a generated mixture of a million short examples through the whole plan, in a process of its own.
+`real`: the tasks of GSM8K, SuperGLUE, MMLU and Dolly, from a folder with their public files, as prompts and responses.
+The two libraries take turns. Both start with an empty cache, tokenize the same examples with the same tokenizer and
+pack them into rows of 1,024 tokens.
 
-Run: python benchmarks/data.py real --data ../shared/data --model ../shared/models/small-base [--rounds 3]
-     python benchmarks/data.py million --model ../shared/models/small-base [--examples 1000000]
+`million`: plan a generated mixture of a million short examples, in a fresh process.
+
+Run: python benchmarks/data.py real --data DATA --model MODEL [--rounds 3]
+     python benchmarks/data.py million --model MODEL [--examples 1000000]
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ PROCESSES = 2
 
 
 def real_tasks(data: Path) -> list[dict[str, Any]]:
-    """The recipe's tasks whose files are there."""
+    """Task sections of a recipe, for the tasks whose files exist in `data`."""
     superglue = {"rte": "RTE", "wic": "WiC", "cb": "CB", "copa": "COPA", "multirc": "MultiRC", "wsc": "WSC"}
     tasks = [
         {"name": "gsm8k", "path": data / "gsm8k"},
@@ -49,8 +51,8 @@ def recipe_of(tasks: list[dict[str, Any]], model: Path) -> dict[str, Any]:
     }
 
 
-def ours(recipe: dict[str, Any]) -> tuple[float, float, int]:
-    """(seconds, fill rate, examples) of tokenising, mixing and packing; loading the files is not counted."""
+def run_multilora(recipe: dict[str, Any]) -> tuple[float, float, int]:
+    """Return (seconds, fill rate, examples) of tokenizing, mixing and packing, without reading the files."""
     from multilora.data.plan import make_plan
     from multilora.modeling import load_tokenizer
     from multilora.recipe import Recipe
@@ -58,15 +60,15 @@ def ours(recipe: dict[str, Any]) -> tuple[float, float, int]:
 
     checked = Recipe.load(recipe)
     for section in checked.tasks:
-        make_task(section).load("train")  # leaves the examples in the cache
+        make_task(section).load("train")  # fills the cache of examples
     tokenizer = load_tokenizer(checked.model)
     start = time.perf_counter()
     plan = make_plan(checked, tokenizer, max_length=MAX_LENGTH, rows_per_step=8, max_steps=-1, epochs=1.0)
     return time.perf_counter() - start, plan.fill_rate, sum(len(task) for task in plan.tokenized.values())
 
 
-def trl(recipe: dict[str, Any]) -> tuple[float, float, int]:
-    """The same by SFTTrainer: prompts and completions in one dataset, tokenised and packed (best-fit decreasing)."""
+def run_trl(recipe: dict[str, Any]) -> tuple[float, float, int]:
+    """Return the same for SFTTrainer: one dataset of prompts and completions, packed by best-fit decreasing."""
     from datasets import Dataset, concatenate_datasets
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -107,20 +109,20 @@ def trl(recipe: dict[str, Any]) -> tuple[float, float, int]:
         return seconds, tokens / (len(trainer.train_dataset) * MAX_LENGTH), len(dataset)
 
 
-def _in_fresh_cache(side: str, recipe: dict[str, Any], folder: str) -> tuple[float, float, int]:
+def _in_fresh_cache(library: str, recipe: dict[str, Any], folder: str) -> tuple[float, float, int]:
     os.environ["HF_DATASETS_CACHE"] = folder
     os.environ["HF_HUB_OFFLINE"] = "1"
-    return {"ours": ours, "trl": trl}[side](recipe)
+    return {"multilora": run_multilora, "trl": run_trl}[library](recipe)
 
 
 def real(data: Path, model: Path, rounds: int) -> str:
     recipe = recipe_of(real_tasks(data.resolve()), model.resolve())
-    found: dict[str, list[tuple[float, float, int]]] = {"ours": [], "trl": []}
+    results: dict[str, list[tuple[float, float, int]]] = {"multilora": [], "trl": []}
     context = multiprocessing.get_context("spawn")
     for _ in range(rounds):
-        for side, results in found.items():
+        for library, rows in results.items():
             with tempfile.TemporaryDirectory() as folder:
-                results.append(_Child(context, _in_fresh_cache, (side, recipe, folder)).result())
+                rows.append(_Child(context, _in_fresh_cache, (library, recipe, folder)).result())
     names = [task["name"] for task in recipe["tasks"]]
     lines = [
         f"{len(names)} tasks ({', '.join(names)}), rows of {MAX_LENGTH} tokens, {PROCESSES} processes, {rounds} "
@@ -130,29 +132,30 @@ def real(data: Path, model: Path, rounds: int) -> str:
         "|---|---|---|---|---|",
     ]
     speeds = {}
-    for side, label in (("ours", "multilora (tokenise, mix, pack)"), ("trl", "TRL SFTTrainer (tokenise, pack)")):
-        seconds = statistics.median(result[0] for result in found[side])
-        _, fill, examples = found[side][0]
-        speeds[side] = examples / seconds
+    labels = {"multilora": "multilora (tokenize, mix, pack)", "trl": "TRL SFTTrainer (tokenize, pack)"}
+    for library, label in labels.items():
+        seconds = statistics.median(result[0] for result in results[library])
+        _, fill, examples = results[library][0]
+        speeds[library] = examples / seconds
         lines.append(f"| {label} | {examples:,} | {seconds:.1f} | {examples / seconds:,.0f} | {100 * fill:.1f} % |")
-    lines += ["", f"Ours over TRL's, examples per second: {speeds['ours'] / speeds['trl']:.2f}"]
+    lines += ["", f"multilora / TRL, examples per second: {speeds['multilora'] / speeds['trl']:.2f}"]
     return "\n".join(lines)
 
 
 class _Child:
-    """A call in a process of its own that may start others (a pool's workers may not)."""
+    """A call in a fresh process, which may start processes itself (unlike the workers of a pool)."""
 
     def __init__(self, context: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self._here, there = context.Pipe()
-        self._process = context.Process(target=_send, args=(there, function, arguments))
+        self._receiver, sender = context.Pipe()
+        self._process = context.Process(target=_send, args=(sender, function, arguments))
         self._process.start()
 
     def result(self) -> Any:
-        while self._process.is_alive() and not self._here.poll(1):
+        while self._process.is_alive() and not self._receiver.poll(1):
             pass
-        if not self._here.poll():
-            raise RuntimeError(f"the measured process ended with {self._process.exitcode}")
-        value = self._here.recv()
+        if not self._receiver.poll():
+            raise RuntimeError(f"the measured process exited with code {self._process.exitcode}")
+        value = self._receiver.recv()
         self._process.join()
         return value
 
@@ -162,7 +165,7 @@ def _send(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -
 
 
 def _plan_of_many(folder: str, model: str, count: int) -> dict[str, float]:
-    """Seconds and the peak of memory that is this process's own (not mapped files) while planning."""
+    """Plan a generated mixture; return the time and the peak of anonymous memory (mapped files do not count)."""
     os.environ["HF_DATASETS_CACHE"] = f"{folder}/cache"
     from multilora.data.plan import make_plan
     from multilora.modeling import load_tokenizer
@@ -176,11 +179,11 @@ def _plan_of_many(folder: str, model: str, count: int) -> dict[str, float]:
                 for i in range(int(share * count)):
                     words = " ".join(f"w{(i * 7919 + k) % 997}" for k in range(8 if name == "short" else 40))
                     file.write(json.dumps({"q": f"{i} {words}", "a": f"answer {i % 1013}"}) + "\n")
-        form = {"prompt": "{{ q }}", "response": "{{ a }}", "holdout": 0.01, "metric": "none"}
-        tasks.append({"name": name, "path": str(path), **form})
+        options = {"prompt": "{{ q }}", "response": "{{ a }}", "holdout": 0.01, "metric": "none"}
+        tasks.append({"name": name, "path": str(path), **options})
     recipe = Recipe.load(recipe_of(tasks, Path(model)))
     tokenizer = load_tokenizer(recipe.model)
-    watch = _Memory()
+    memory = _Memory()
     start = time.perf_counter()
     plan = make_plan(recipe, tokenizer, max_length=MAX_LENGTH, rows_per_step=8, max_steps=-1, epochs=1.0)
     seconds = time.perf_counter() - start
@@ -188,7 +191,7 @@ def _plan_of_many(folder: str, model: str, count: int) -> dict[str, float]:
     return {
         "examples": sum(len(task) for task in plan.tokenized.values()),
         "seconds": seconds,
-        "peak": watch.peak(),
+        "peak": memory.peak(),
         "cache": cache / 2**30,
         "fill": plan.fill_rate,
         "rows": plan.rows,
@@ -196,7 +199,7 @@ def _plan_of_many(folder: str, model: str, count: int) -> dict[str, float]:
 
 
 class _Memory:
-    """The highest anonymous memory of this process and its children since the start, in GiB above that."""
+    """Peak anonymous memory of this process and its children, in GiB above the start."""
 
     def __init__(self) -> None:
         self._base = self._now()
@@ -205,7 +208,7 @@ class _Memory:
         self._thread.start()
 
     def _now(self) -> float:
-        mine = os.getpid()
+        this_process = os.getpid()
         total = 0
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
@@ -214,7 +217,7 @@ class _Memory:
                 fields = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines() if ":" in line)
             except OSError:
                 continue
-            if int(entry.name) == mine or int(fields["PPid"]) == mine:
+            if this_process in (int(entry.name), int(fields["PPid"])):
                 total += int(fields.get("RssAnon", "0 kB").split()[0])
         return total / 2**20
 
@@ -230,8 +233,9 @@ class _Memory:
 
 def million(model: Path, count: int) -> str:
     lines = [
-        f"A generated mixture of two tasks, rows of {MAX_LENGTH}, {PROCESSES} processes; memory is anonymous memory of "
-        f"the process and its workers above the start; {_versions()}, {platform.machine()}, {os.cpu_count()} cores.",
+        f"A generated mixture of two tasks, rows of {MAX_LENGTH}, {PROCESSES} processes. Memory is the anonymous "
+        f"memory of the process and its workers above the start. {_versions()}, {platform.machine()}, "
+        f"{os.cpu_count()} cores.",
         "",
         "| examples | rows | plan, cold (s) | plan, cached (s) | peak memory cold (GiB) | cached (GiB) | cache (GiB) |",
         "|---|---|---|---|---|---|---|",
@@ -250,10 +254,10 @@ def million(model: Path, count: int) -> str:
     return "\n".join(lines)
 
 
-def _versions(*others: str) -> str:
+def _versions(*packages: str) -> str:
     from importlib.metadata import version
 
-    return ", ".join(f"{name} {version(name)}" for name in ("datasets", "tokenizers", "transformers", *others))
+    return ", ".join(f"{name} {version(name)}" for name in ("datasets", "tokenizers", "transformers", *packages))
 
 
 def main() -> None:

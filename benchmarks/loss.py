@@ -1,8 +1,9 @@
-"""Peak memory and time of the loss over a vocabulary of 128 k: the plain path against ours.
+"""Peak memory and time of the loss with a vocabulary of 128,000: full logits against chunked logits.
 
-The plain path is what a causal language model does by itself: all logits, in float32, and torch's cross-entropy. Both
-take the same hidden states to per-token losses and back, in processes of their own; the head is frozen (an adapter is
-trained) or trained. Memory is what a step needs above its inputs, parameters and their gradients.
+`full` is what a causal language model does by default: all logits in float32, then torch's cross-entropy. `chunked`
+is this library's `linear_cross_entropy`. Both run forward and backward from the same hidden states to per-token losses,
+each in a fresh process, with a frozen output head (as with an adapter) and with a trained one. Memory is what a step
+needs in addition to its inputs, parameters and their gradients.
 
 Run: python benchmarks/loss.py [--tokens 8192] [--hidden 512] [--dtype float32] [--device cuda] [--out FILE]
 """
@@ -37,15 +38,15 @@ class Setting:
     rounds: int
 
 
-def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def full(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")
 
 
-def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return linear_cross_entropy(hidden, weight, None, targets)
 
 
-PATHS = {"plain": plain, "ours": ours}
+PATHS = {"full": full, "chunked": chunked}
 
 
 def make_inputs(setting: Setting, trained: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,7 +56,7 @@ def make_inputs(setting: Setting, trained: bool) -> tuple[Tensor, Tensor, Tensor
     weight = torch.randn(setting.vocabulary, setting.hidden, generator=generator) / setting.hidden**0.5
     targets = torch.randint(0, setting.vocabulary, (setting.tokens,), generator=generator)
     hidden, weight = (part.to(setting.device, dtype) for part in (hidden, weight))
-    # Gradients exist beforehand, as in training, so that they are no part of what the loss needs.
+    # Allocate the gradients beforehand, as in training, so that they do not count as memory of the loss.
     hidden.requires_grad_().grad = torch.zeros_like(hidden)
     if trained:
         weight.requires_grad_().grad = torch.zeros_like(weight)
@@ -78,15 +79,15 @@ def resident() -> float:
 
 
 def measure(path: str, setting: Setting, trained: bool) -> tuple[float, float]:
-    """(MiB, median seconds) of a step; call it in a process of its own."""
+    """Return (MiB, median seconds) of a step. Call it in a fresh process."""
     inputs = make_inputs(setting, trained)
     warm = make_inputs(Setting(setting.device, setting.dtype, 8, 8, 8, 1), trained)
-    step(path, warm)  # libraries load their own memory
+    step(path, warm)  # the libraries allocate their own memory
     if setting.device == "cuda":
         before = torch.cuda.memory_allocated() / 2**20
         torch.cuda.reset_peak_memory_stats()
     else:
-        # The peak of making the inputs would hide that of a step.
+        # Reset the peak: that of creating the inputs would hide that of a step.
         Path("/proc/self/clear_refs").write_text("5")
         before = resident()
     seconds = []
@@ -103,22 +104,25 @@ def measure(path: str, setting: Setting, trained: bool) -> tuple[float, float]:
 
 
 def largest_difference(setting: Setting, trained: bool) -> float:
-    """Of losses and gradients between the paths, relative to a tensor's largest entry; an eighth of the tokens."""
+    """Largest difference of losses and gradients between the paths, relative to the largest entry of each tensor.
+
+    Uses an eighth of the tokens.
+    """
     part = Setting(setting.device, setting.dtype, setting.tokens // 8, setting.hidden, setting.vocabulary, 1)
     results = [[t.clone() for t in step(path, make_inputs(part, trained))] for path in PATHS]
     pairs = zip(*results, strict=True)
-    return max(((mine - theirs).abs().max() / mine.abs().max()).item() for mine, theirs in pairs)
+    return max(((expected - actual).abs().max() / expected.abs().max()).item() for expected, actual in pairs)
 
 
 def table(setting: Setting) -> str:
     context = multiprocessing.get_context("spawn")
-    on = torch.cuda.get_device_name() if setting.device == "cuda" else f"{platform.machine()}, CPU"
+    machine = torch.cuda.get_device_name() if setting.device == "cuda" else f"{platform.machine()}, CPU"
     threads = torch.get_num_threads()
     lines = [
         f"{setting.tokens:,} trained tokens, vocabulary {setting.vocabulary:,}, hidden {setting.hidden:,}, "
-        f"{setting.dtype}, {setting.rounds} rounds; torch {torch.__version__}, {on}, {threads} threads.",
+        f"{setting.dtype}, {setting.rounds} rounds; torch {torch.__version__}, {machine}, {threads} threads.",
         "",
-        "| head | path | peak above the inputs (MiB) | plain over it | seconds | over plain | largest difference |",
+        "| head | logits | peak above the inputs (MiB) | full / this | seconds | this / full | largest difference |",
         "|---|---|---|---|---|---|---|",
     ]
     for trained in (False, True):
@@ -128,11 +132,11 @@ def table(setting: Setting) -> str:
                 results[path] = pool.apply(measure, (path, setting, trained))
         with context.Pool(1) as pool:
             difference = pool.apply(largest_difference, (setting, trained))
-        plain_peak, plain_seconds = results["plain"]
+        full_peak, full_seconds = results["full"]
         for path, (peak, seconds) in results.items():
             lines.append(
-                f"| {'trained' if trained else 'frozen'} | {path} | {peak:,.0f} | {plain_peak / peak:.1f} | "
-                f"{seconds:.2f} | {seconds / plain_seconds:.2f} | {'–' if path == 'plain' else f'{difference:.1e}'} |"
+                f"| {'trained' if trained else 'frozen'} | {path} | {peak:,.0f} | {full_peak / peak:.1f} | "
+                f"{seconds:.2f} | {seconds / full_seconds:.2f} | {'–' if path == 'full' else f'{difference:.1e}'} |"
             )
     return "\n".join(lines)
 
@@ -146,17 +150,24 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=128_000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    setting = Setting(given.device, given.dtype, given.tokens, given.hidden, given.vocabulary, given.rounds)
+    arguments = parser.parse_args()
+    setting = Setting(
+        arguments.device,
+        arguments.dtype,
+        arguments.tokens,
+        arguments.hidden,
+        arguments.vocabulary,
+        arguments.rounds,
+    )
     text = table(setting)
     print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         flags = " ".join(
-            f"--{name} {getattr(given, name)}"
+            f"--{name} {getattr(arguments, name)}"
             for name in ("device", "dtype", "tokens", "hidden", "vocabulary", "rounds")
         )
-        given.out.write_text(f"`python benchmarks/loss.py {flags}`\n\n{text}\n", encoding="utf-8")
+        arguments.out.write_text(f"`python benchmarks/loss.py {flags}`\n\n{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

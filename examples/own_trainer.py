@@ -1,4 +1,4 @@
-"""Your own model, arguments and callbacks, on the plan of a recipe: every task's loss beside the whole.
+"""Train your own model with your own arguments and callbacks on the plan of a recipe; log the loss of every task.
 
 Run: python examples/own_trainer.py [FOLDER]
 """
@@ -14,11 +14,11 @@ from multilora import MultiLoraConfig, MultiTaskTrainer
 from multilora.nano import NANO_DIR
 
 
-class Watch(TrainerCallback):
-    """Prints the losses of the log."""
+class PrintLosses(TrainerCallback):
+    """Print the losses in the log."""
 
     def on_log(self, args, state, control, logs=None, **_):
-        """Called by the Trainer with every log."""
+        """Called by the Trainer whenever it logs."""
         losses = {name: round(value, 3) for name, value in logs.items() if name.startswith("loss")}
         if losses:
             print(f"step {state.global_step}: {losses}")
@@ -44,6 +44,6 @@ arguments = TrainingArguments(
     report_to="none",
     disable_tqdm=True,
 )
-trainer = MultiTaskTrainer(model=model, args=arguments, plan=plan, scale_lr_factor=5, callbacks=[Watch()])
+trainer = MultiTaskTrainer(model=model, args=arguments, plan=plan, scale_lr_factor=5, callbacks=[PrintLosses()])
 trainer.train()
 trainer.save_model()

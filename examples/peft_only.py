@@ -1,4 +1,4 @@
-"""MultiLoRA as a PEFT method alone, in a training loop of one's own.
+"""Use MultiLoRA as a plain PEFT method in your own training loop.
 
 Run: python examples/peft_only.py
 """
@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from multilora import MultiLoraConfig  # importing it registers the method
+from multilora import MultiLoraConfig  # the import registers the method
 from multilora.nano import NANO_DIR
 
 tokenizer = AutoTokenizer.from_pretrained(NANO_DIR)

@@ -1,4 +1,4 @@
-"""Train MultiLoRA on two tasks of the embedded base, measure it, look at the update, hand it on as a plain LoRA.
+"""Train MultiLoRA on two tasks with the embedded base, evaluate it, analyse the update, export it as a plain LoRA.
 
 Run: python examples/quickstart.py [FOLDER]
 """

@@ -1,4 +1,4 @@
-"""Tiny real models and tokenizers, made from configs; nothing is downloaded."""
+"""Tiny models and tokenizers, created from configs; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from transformers import (
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Real data in its public formats, if a folder `shared/` lies beside the checkout; tests skip without it.
+# Real data in its public formats, if there is a folder `shared/` next to the checkout; tests are skipped without it.
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
 
 torch.set_num_threads(1)
 
 
 def make_tokenizer(**special: str) -> Any:
-    """A byte-level BPE tokenizer; by default with <pad> 0, <s> 1, </s> 2."""
+    """Create a byte-level BPE tokenizer; by default with <pad> 0, <s> 1, </s> 2."""
     special = special or {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -47,7 +47,7 @@ def make_tokenizer(**special: str) -> Any:
 
 
 def make_llama(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """A two-layer LLaMA with random weights, always the same ones."""
+    """Create a two-layer LLaMA with random weights and a fixed seed."""
     torch.manual_seed(0)
     settings: dict[str, Any] = {
         "vocab_size": 320,
@@ -66,7 +66,7 @@ def make_llama(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
 
 
 def make_gpt2() -> Any:
-    """A two-layer GPT-2, whose linear maps are `Conv1D`."""
+    """Create a two-layer GPT-2, whose linear layers are `Conv1D`."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
@@ -75,7 +75,7 @@ def make_gpt2() -> Any:
 
 
 def make_qwen3_moe() -> Any:
-    """A two-layer Qwen3-MoE: each layer's four experts are two stacked parameters, [experts, d_out, d_in]."""
+    """Create a two-layer Qwen3-MoE: the four experts of a layer are two stacked parameters, [experts, d_out, d_in]."""
     torch.manual_seed(0)
     config = Qwen3MoeConfig(
         vocab_size=320,
@@ -93,7 +93,7 @@ def make_qwen3_moe() -> Any:
 
 
 def make_gpt_oss() -> Any:
-    """A two-layer GPT-OSS, whose stacks are transposed: [experts, d_in, d_out]."""
+    """Create a two-layer GPT-OSS, whose stacked experts are transposed: [experts, d_in, d_out]."""
     torch.manual_seed(0)
     config = GptOssConfig(
         vocab_size=320,
@@ -111,7 +111,7 @@ def make_gpt_oss() -> Any:
 
 
 def randomise(model: Any, adapter_name: str = "default", seed: int = 1) -> None:
-    """Give an adapter's scales values, so that it does something."""
+    """Set an adapter's scales to random values, so that it has an effect."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -120,8 +120,8 @@ def randomise(model: Any, adapter_name: str = "default", seed: int = 1) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What tests build goes into a cache of their own, also in the processes that they start."""
+def _isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Use a separate datasets cache for the tests and the processes that they start."""
     import datasets
 
     folder = tmp_path_factory.mktemp("datasets-cache")
@@ -138,7 +138,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """A saved tiny LLaMA with its tokenizer."""
+    """Folder with a saved tiny LLaMA and its tokenizer."""
     folder = tmp_path_factory.mktemp("base")
     make_llama().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -150,9 +150,14 @@ def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
     return path
 
 
+def numbered(record: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """Records that differ only in a field that nothing reads."""
+    return [{**record, "number": index} for index in range(count)]
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, model_folder: Path) -> dict[str, Any]:
-    """A small whole recipe: two tasks of the user's own, one with choices and one with free text."""
+    """A small complete recipe with two custom tasks, one with choices and one with free text."""
     yes_no = [{"question": f"is {i} even", "answer": "yes" if i % 2 == 0 else "no", "shown": str(i)} for i in range(40)]
     echo = [{"word": f"item{i}", "twice": f"item{i} item{i}"} for i in range(24)]
     write_jsonl(tmp_path / "even.jsonl", yes_no)

@@ -1,4 +1,4 @@
-"""MultiLoRA as plain loops over branches: slow, obvious, and written without a look at the package.
+"""Reference implementation of MultiLoRA with plain loops over branches, independent of the package.
 
 y = W x + b + c * sum_i s_i (.) B_i (A_i x), for lists of per-branch matrices in float64.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 def forward(
     x: Tensor, W: Tensor, b: Tensor | None, As: list[Tensor], Bs: list[Tensor], scales: list[Tensor], c: float
 ) -> Tensor:
-    """x [tokens, d_in] -> [tokens, d_out], one token and one branch at a time."""
+    """Map x [tokens, d_in] to [tokens, d_out], one token and one branch at a time."""
     import torch
 
     rows = []
@@ -26,7 +26,7 @@ def forward(
 
 
 def delta_weight(As: list[Tensor], Bs: list[Tensor], scales: list[Tensor], c: float) -> Tensor:
-    """The sum over branches of c * diag(s_i) B_i A_i, entry by entry."""
+    """Compute the sum over branches of c * diag(s_i) B_i A_i, entry by entry."""
     import torch
 
     d_out, d_in = Bs[0].shape[0], As[0].shape[1]

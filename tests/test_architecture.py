@@ -15,6 +15,7 @@ PACKAGE = REPOSITORY / "src" / "multilora"
 # From the bottom up. What is a file here may become a package.
 ROOMS = (
     "errors",
+    "foreign_errors",
     "functional",
     "files",
     "processes",

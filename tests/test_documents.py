@@ -94,7 +94,7 @@ def lay_out_data(folder: Path) -> None:
             write_jsonl(folder / "data" / name / f"{split}.jsonl", [record] * 4)
     (folder / "data" / "dolly15k").mkdir()
     dolly = {"instruction": "Add 1 and 2.", "context": "", "response": "3"}
-    write_jsonl(folder / "data" / "dolly15k" / "dolly.jsonl", [dolly] * 20)
+    write_jsonl(folder / "data" / "dolly15k" / "dolly.jsonl", [{**dolly, "context": str(i)} for i in range(20)])
     for split in ("dev", "val", "test"):
         (folder / "data" / "mmlu" / split).mkdir(parents=True)
         file = folder / "data" / "mmlu" / split / f"anatomy_{split}.csv"

@@ -1,4 +1,4 @@
-"""The stacked, folded form equals the paper's sum over branches, in value and gradient."""
+"""The stacked and folded form equals the paper's sum over branches, in values and gradients."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def test_forward_and_gradients_equal_the_loops(d_in, d_out, n, r, tokens, seed, 
     c = functional.scaling_constant(alpha, r)
 
     up = functional.effective_up_projection(B, scale, c)
-    ours = torch.nn.functional.linear(x, W, b) + functional.low_rank_forward(x, A, up)
+    output = torch.nn.functional.linear(x, W, b) + functional.low_rank_forward(x, A, up)
     expected = reference.forward(x, W, b, *branches(A, B, scale, n), alpha / r)
-    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
     parameters = (A, B, scale, x)
-    for mine, theirs in zip(
-        torch.autograd.grad((ours * weights).sum(), parameters),
+    for gradient, expected_gradient in zip(
+        torch.autograd.grad((output * weights).sum(), parameters),
         torch.autograd.grad((expected * weights).sum(), parameters),
         strict=True,
     ):
-        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-9)
 
 
 @settings(max_examples=25, deadline=None)
@@ -74,12 +74,12 @@ def test_forward_and_gradients_equal_the_loops(d_in, d_out, n, r, tokens, seed, 
 )
 def test_delta_weight_equals_the_loops(d_in, d_out, n, r, seed, scaling):
     A, B, scale = (p.detach() for p in draw_parameters(d_in, d_out, n, r, scaling, seed))
-    ours = functional.delta_weight(A, B, scale, 0.7)
-    torch.testing.assert_close(ours, reference.delta_weight(*branches(A, B, scale, n), 0.7), rtol=1e-10, atol=1e-10)
+    delta = functional.delta_weight(A, B, scale, 0.7)
+    torch.testing.assert_close(delta, reference.delta_weight(*branches(A, B, scale, n), 0.7), rtol=1e-10, atol=1e-10)
 
 
-def test_branches_have_scales_of_their_own():
-    """One scale shared by all branches would pass every test of shapes."""
+def test_each_branch_has_its_own_scale():
+    """A single scale shared by all branches would pass tests that check shapes only."""
     A, B, scale = (p.detach() for p in draw_parameters(5, 4, 3, 2, "vector", 0))
     only_second = torch.zeros_like(scale)
     only_second[:, 1] = scale[:, 1]
@@ -93,7 +93,7 @@ def test_initialisation(n):
     A, B, scale = torch.empty(n * r, d_in), torch.empty(d_out, n * r), torch.full((d_out, n), 9.0)
     torch.manual_seed(0)
     functional.init_branches_(A, B, scale, n)
-    # The fan-in of a branch's B is r: with n * r the bound would be smaller by sqrt(n).
+    # The fan-in of a branch's B is r; with n * r the bound would be smaller by a factor of sqrt(n).
     for matrix, bound in ((A, 1 / math.sqrt(d_in)), (B, 1 / math.sqrt(r))):
         assert matrix.abs().max() <= bound
         assert matrix.abs().max() > 0.99 * bound

@@ -119,7 +119,7 @@ def test_changed_code_is_not_answered_from_the_cache(tmp_path):
         ({"task": "my_tasks:Contract"}, r"has no 'Contract' \(did you mean 'Contracts'\?\)"),
         ({"task": "my_tasks.Contracts"}, "expected module:name or file.py:name"),
         ({"task": "broken:Task"}, r"cannot import .*broken.py' \(ZeroDivisionError"),
-        ({"task": "my_tasks:Contracts", "prompt": "p"}, "prompt goes with data described in the recipe"),
+        ({"task": "my_tasks:Contracts", "prompt": "p"}, "prompt cannot be combined with `task`"),
         ({"path": ".", "prompt": "p", "response": "r", "options": {"a": 1}}, "options are passed to a task in Python"),
         (
             {"path": ".", "prompt": "p", "response": "r", "metric": "blue"},
@@ -146,7 +146,7 @@ def test_a_class_that_is_no_task(name, tmp_path):
     (tmp_path / "odd.py").write_text(
         "class NotATask:\n    def __init__(self, s): ...\ndef Fails(s):\n    return 1 / 0\n"
     )
-    with pytest.raises(DataError, match=r"gives a NotATask, expected a subclass|raised ZeroDivisionError when"):
+    with pytest.raises(DataError, match=r"returned a NotATask, expected an instance|raised ZeroDivisionError when"):
         task_of(tmp_path, task=f"odd:{name}")
 
 

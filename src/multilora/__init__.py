@@ -1,4 +1,4 @@
-"""One language model, many tasks: MultiLoRA (arXiv 2311.11501) from mixture to evaluation, analysis and export.
+"""MultiLoRA (arXiv 2311.11501): multi-task fine-tuning of language models, with evaluation, analysis and export.
 
 Names are imported on first use, so `import multilora` loads neither torch nor transformers.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from multilora.runs.train import plan, train
     from multilora.training.trainer import MultiTaskTrainer
 
-_HOMES = {
+_MODULES = {
     "Evaluation": "multilora.runs.evaluate",
     "MultiLoraConfig": "multilora.peft_method",
     "MultiLoraLayer": "multilora.peft_method",
@@ -61,10 +61,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
+    module = _MODULES.get(name)
+    if module is None:
         raise AttributeError(f"module 'multilora' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
 

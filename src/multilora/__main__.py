@@ -1,4 +1,4 @@
-"""`python -m multilora`."""
+"""Entry point of `python -m multilora`."""
 
 from multilora.cli import main
 

@@ -1,6 +1,6 @@
-"""Where results that can be recomputed are kept, and how they are named.
+"""The cache of results that can be recomputed: its folder and its keys.
 
-Everything lies under `multilora/` in the cache folder of `datasets`; deleting it costs time, never results.
+It is `multilora/` in the cache folder of `datasets` and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from multilora.files import write_text
 
 
 def cache_root() -> Path:
     """`multilora/` in HF_DATASETS_CACHE, else in `datasets/` of HF_HOME (by default ~/.cache/huggingface).
 
-    Read from the environment, as `datasets` does, so that finding the cache does not import it.
+    Read from the environment, as `datasets` does, because importing `datasets` is slow.
     """
     datasets_cache = os.environ.get("HF_DATASETS_CACHE")
     if not datasets_cache:
@@ -26,13 +29,31 @@ def cache_root() -> Path:
 
 
 def cache_key(*parts: Any) -> str:
-    """A name of 32 characters for whatever `parts` (JSON values, or anything with a stable `str`) stand for."""
+    """A key of 32 characters made from `parts` (JSON values, or anything with a stable `str`)."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def content_digest(path: Path) -> str:
+    """The SHA-256 of a file's content. It is computed once per path, size and modification time.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    status = path.stat()
+    known = cache_root() / "digests" / cache_key(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    with suppress(OSError):
+        return known.read_text(encoding="ascii")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with suppress(OSError):  # a cache that cannot be written only costs time
+        known.parent.mkdir(parents=True, exist_ok=True)
+        write_text(known, digest)
+    return digest
+
+
 def code_digest(folder: Path) -> str:
-    """A hash of all Python files under a folder: what older code produced must not be reused."""
+    """A hash of all Python files in a folder, for keys of results that depend on this code."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         digest.update(str(file.relative_to(folder)).encode())

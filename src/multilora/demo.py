@@ -1,4 +1,4 @@
-"""The demonstration: the paper's comparison in small, on the embedded base and its four generated tasks."""
+"""Demo: the paper's comparison at small scale, on the embedded base and its four generated tasks."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def run_demo(out: str | Path) -> Comparison:
-    """Train and compare the four methods; writes the runs, the figures and `report.html` to `out`.
+    """Train and compare four methods, and write the runs, the figures and `report.html` to `out`.
 
     Raises:
-        RunDirectoryError: `out` is taken.
+        RunDirectoryError: `out` is a file or a non-empty folder.
     """
     comparison = compare(Recipe.load(RECIPE), METHODS, out)
     write_report(comparison, comparison.path / "report.html")
@@ -56,9 +56,9 @@ def run_demo(out: str | Path) -> Comparison:
 
 
 def next_free(path: Path) -> Path:
-    """`path`, or `path-2`, `path-3`, ... : the first that does not exist."""
-    candidate, number = path, 1
+    """Return the first of `path`, `path-2`, `path-3`, ... that does not exist."""
+    candidate, suffix = path, 1
     while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
+        suffix += 1
+        candidate = path.with_name(f"{path.name}-{suffix}")
     return candidate

@@ -1,15 +1,15 @@
-"""What can go wrong, as a tree.
+"""The exceptions of this package.
 
     MultiLoraError
-    ├── InputError (also a ValueError)   the caller can mend it; the command line exits with 2
-    │   ├── RecipeError                  a recipe, with every problem found in it
-    │   ├── DataError                    a data file, an example, a template
-    │   │   └── RecordError              one record of a source; `on_error: drop` leaves it out and counts it
+    ├── InputError (also a ValueError)   invalid input, which the caller can fix; the command line exits with 2
+    │   ├── RecipeError                  a recipe, with all of its problems
+    │   ├── DataError                    a data file, an example or a template
+    │   │   └── RecordError              one record of a source; `on_error: drop` drops and counts it
     │   ├── AdapterError                 an adapter's options, target modules or checkpoint
-    │   └── RunDirectoryError            a run directory that is taken, missing or incomplete
-    └── RunError (also a RuntimeError)   it failed while running; the command line exits with 1
+    │   └── RunDirectoryError            a run directory that is already used, missing or incomplete
+    └── RunError (also a RuntimeError)   a failure while running; the command line exits with 1
 
-Every message says the value met, what was expected and what to do next.
+Every message contains the value, what was expected and what to do next.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 
 class MultiLoraError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of the errors that this package raises."""
 
 
 class InputError(MultiLoraError, ValueError):
@@ -28,7 +28,7 @@ class InputError(MultiLoraError, ValueError):
 
 
 class RecipeError(InputError):
-    """A recipe with problems; `problems` holds one line for each of them."""
+    """A recipe is invalid; `problems` has one line per problem."""
 
     def __init__(self, problems: Sequence[str], source: str = "recipe") -> None:
         self.problems = list(problems)
@@ -42,20 +42,20 @@ class DataError(InputError):
 
 
 class RecordError(DataError):
-    """One record cannot become an example; `reason` is the short label under which such records are counted."""
+    """A record cannot be turned into an example; `reason` is a short name under which such records are counted."""
 
-    # A default, so that the error can be sent from one process to another.
+    # `reason` has a default so that the error can be unpickled in another process.
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
 
 
 class AdapterError(InputError):
-    """An adapter's options do not fit the model, or its checkpoint is not whole."""
+    """An adapter's options do not fit the model, or its checkpoint is incomplete."""
 
 
 class RunDirectoryError(InputError):
-    """A run directory is already taken, missing, or lacks a part that is needed."""
+    """A run directory is already used, missing or incomplete."""
 
 
 class RunError(MultiLoraError, RuntimeError):
@@ -71,7 +71,7 @@ _UNSET = _Unset()
 
 
 def changes(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """One line per place where two nested values differ: `training.max_steps: was 100, is 200`."""
+    """One line per difference between two nested values: `training.max_steps: was 100, is 200`."""
     if isinstance(before, list) and isinstance(after, list):
         before, after = (dict(enumerate(value)) for value in (before, after))
     if isinstance(before, dict) and isinstance(after, dict):
@@ -83,6 +83,6 @@ def changes(before: Any, after: Any, prefix: str = "") -> list[str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint naming the closest of `known`: `" (did you mean 'x'?)"`, or `""` when nothing is near."""
+    """A hint with the closest match in `known`, `" (did you mean 'x'?)"`, or `""` if nothing is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {matches[0]!r}?)" if matches else ""

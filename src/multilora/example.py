@@ -1,4 +1,4 @@
-"""One training or evaluation item, whatever task it belongs to."""
+"""Examples: the common form of training and evaluation items of all tasks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Split = Literal["train", "eval"]
 class Example(TypedDict):
     """One training or evaluation item.
 
-    prompt: what the model reads
-    response: what it learns to write
+    prompt: the model's input
+    response: the output that is trained on
     choices: the possible responses; empty for free text
-    correct: indices of the correct responses among `choices`; the first is trained on
-    answer: the final answer that a generated response is compared with; empty if nothing is compared
-    group: examples of one group are scored together; empty if each stands alone
-    messages: a chat as a JSON list, in place of prompt and response, which are then empty
+    correct: indices of the correct responses in `choices`; the first is trained on
+    answer: the final answer that a generated response is compared with; empty if it is not compared
+    group: name of a group of examples that are scored together; empty if the example belongs to none
+    messages: a chat as a JSON list; prompt and response are then empty
     tools: descriptions of the chat's tools as a JSON list, or empty
     """
 
@@ -41,10 +41,10 @@ def choice_example(
     """An example whose response is one of `choices`.
 
     Args:
-        prompt: what the model reads
+        prompt: the model's input
         choices: the possible responses
         correct: index of the response that is trained on
-        also_correct: indices of others that count as correct in evaluation
+        also_correct: indices of other responses that count as correct in evaluation
         group: see `Example`
 
     Raises:
@@ -87,14 +87,14 @@ def free_example(prompt: str, response: str, answer: str = "", *, group: str = "
 
 
 def chat_example(messages: str, tools: str = "", *, group: str = "") -> Example:
-    """An example that is a whole chat; both arguments are JSON lists, as `multilora.tasks.messages` checks them."""
+    """An example that is a chat; `messages` and `tools` are JSON lists, see `multilora.tasks.messages`."""
     return Example(
         prompt="", response="", choices=[], correct=[], answer="", group=group, messages=messages, tools=tools
     )
 
 
 def references_of(example: Example) -> list[str]:
-    """What counts as a correct answer: the correct choices, the one that is trained on first, or the final answer."""
+    """The correct answers: the correct choices (first the one that is trained on), or the final answer."""
     if example["choices"]:
         return [example["choices"][index] for index in example["correct"]]
     return [example["answer"]]
@@ -119,7 +119,7 @@ def example_features() -> Features:
 
 
 def to_dataset(examples: list[Example]) -> Dataset:
-    """The examples as an in-memory dataset; meant for small, generated ones."""
+    """The examples as an in-memory dataset; meant for few or generated examples."""
     from datasets import Dataset
 
     return Dataset.from_list([dict(example) for example in examples], features=example_features())

@@ -1,4 +1,4 @@
-"""Writing files and folders atomically: whole, or not at all."""
+"""Atomic writes of files and folders."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file by renaming a finished temporary one into place."""
+    """Write a text file atomically, by renaming a temporary file."""
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, indented for reading."""
+    """Write an indented JSON file atomically."""
     write_text(path, to_json(value) + "\n")
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
-    """Strict JSON; a number that is not finite, which JSON does not have, becomes null."""
+    """Strict JSON: NaN and infinity, which JSON does not have, become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Append one line of JSON."""
+    """Append a line to a JSON Lines file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(to_json(value, indent=None) + "\n")
 
 
 def drop_later_lines(path: Path, step: int) -> None:
-    """Drop the lines of a JSON log that were written after `step`: those steps are taken again.
+    """Drop the lines of a JSON Lines log after `step`; a resumed run takes those steps again.
 
-    An incomplete line is dropped too, and so is transformers' closing line with the run time.
+    Incomplete lines and transformers' final line with the run time are dropped too.
     """
     if not path.exists():
         return
@@ -63,14 +63,14 @@ def _finite(value: Any) -> Any:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `path` when the block succeeds, and is removed when it fails.
+    """A temporary folder that replaces `path` if the block succeeds and is deleted if it fails.
 
-    A folder that is already there is moved aside first and removed last. If the process is killed between the two,
-    `restore_folder` (also called here) brings it back.
+    An existing folder is renamed first and deleted last. If the process is killed in between, `restore_folder` (also
+    called here) puts it back.
     """
     path = path.resolve()
     restore_folder(path)
-    temporary, old = path.with_name(f".{path.name}.partial"), _aside(path)
+    temporary, old = path.with_name(f".{path.name}.partial"), _old_folder(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -84,9 +84,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def restore_folder(path: Path) -> None:
-    """Undo a replacement by `atomic_folder` that was interrupted, or finish its cleaning up."""
+    """Undo an interrupted replacement by `atomic_folder`, or finish its cleanup."""
     path = path.resolve()
-    old = _aside(path)
+    old = _old_folder(path)
     if not old.is_dir():
         return
     if path.exists():
@@ -95,5 +95,5 @@ def restore_folder(path: Path) -> None:
         os.replace(old, path)
 
 
-def _aside(path: Path) -> Path:
+def _old_folder(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")

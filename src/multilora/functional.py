@@ -1,4 +1,4 @@
-"""The method as pure functions; the layer, merge, export and analysis all call these.
+"""MultiLoRA as pure functions. The layer, merging, export and analysis all call them.
 
 MultiLoRA (Wang et al. 2023, arXiv 2311.11501) adds n parallel low-rank branches to a frozen linear map:
 
@@ -9,21 +9,21 @@ MultiLoRA (Wang et al. 2023, arXiv 2311.11501) adds n parallel low-rank branches
           ├── ...                                  + ── y
           └── A_n ── B_n ── (.) s_n ── * c ────────┘
 
-Every s_i starts at zero, so the adapted model starts exactly at the base; A_i and B_i are Kaiming-uniform (LoRA
-instead starts B at zero). Folding s into B gives one pair of matrices, so MultiLoRA is computed, merged, analysed
-and exported as a LoRA of rank n*r, in two matrix products whatever n is:
+Every s_i starts at zero, so the untrained adapter does not change the model; A_i and B_i are Kaiming-uniform (LoRA
+starts B at zero instead). Folding s into B leaves one pair of matrices, so MultiLoRA is computed, merged, analysed
+and exported as a LoRA of rank n*r, with two matrix products whatever n is:
 
     B_eff = c * [s_1 (.) B_1 | ... | s_n (.) B_n]       Delta W = B_eff A       A = [A_1; ...; A_n]
 
-Shapes (branches are stacked, so the first axis is the long one):
+Shapes (the branches are stacked along the rank axis):
 
     A       [n*r, d_in]     down-projections, branch i in rows i*r .. (i+1)*r
     B       [d_out, n*r]    up-projections, branch i in columns i*r .. (i+1)*r
     scale   [d_out, n]      learned scales, one vector per branch ("vector"), or [n] ("scalar")
     x       [..., d_in]     ->  y [..., d_out]
 
-A stack of matrices, such as the experts of a mixture of experts, has one more axis in front of A, B and scale (whose
-"scalar" form is then [experts, 1, n]); the formulas below hold for each matrix of the stack.
+For a stack of matrices, such as the experts of a mixture of experts, A, B and scale have one more leading axis (the
+"scalar" scale is then [experts, 1, n]); the formulas below apply to each matrix of the stack.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 
 
 def scaling_constant(alpha: float, r: int, *, rank_stabilized: bool = False) -> float:
-    """The constant c in front of the branches: alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732).
+    """The constant factor c of the branches: alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732).
 
     `r` is the rank of one branch, not the total rank n*r.
     """
@@ -56,7 +56,7 @@ def init_branches_(A: Tensor, B: Tensor, scale: Tensor, num_branches: int) -> No
     """Fill the parameters in place: A_i, B_i Kaiming-uniform with a = sqrt(5), every scale zero (paper, section 3).
 
     Kaiming-uniform with a = sqrt(5) is U(+-1/sqrt(fan_in)). The fan-in of A_i is d_in; that of B_i is r, the rank of
-    one branch, although the branches lie side by side in one [d_out, n*r] matrix.
+    one branch, although all branches are stored in one [d_out, n*r] matrix.
     """
     r = A.shape[-2] // num_branches
     A.uniform_(-1 / math.sqrt(A.shape[-1]), 1 / math.sqrt(A.shape[-1]))
@@ -69,8 +69,8 @@ def effective_up_projection(B: Tensor, scale: Tensor, c: float) -> Tensor:
 
     Args:
         B: [..., d_out, n*r]
-        scale: [..., d_out, n], [..., 1, n] or [n]; its last axis gives the number of branches
-        c: the constant in front, see `scaling_constant`
+        scale: [..., d_out, n], [..., 1, n] or [n]; the last axis has one entry per branch
+        c: the constant factor, see `scaling_constant`
 
     Returns:
         [..., d_out, n*r]
@@ -82,10 +82,10 @@ def effective_up_projection(B: Tensor, scale: Tensor, c: float) -> Tensor:
 
 
 def low_rank_forward(x: Tensor, A: Tensor, up: Tensor) -> Tensor:
-    """(x A^T) up^T, the update's share of the output: two products. x [..., d_in] -> [..., d_out].
+    """The update's contribution to the output, (x A^T) up^T; x [..., d_in] -> [..., d_out].
 
-    The small matrices are cast to the dtype of `x`, not the large activations to theirs, so that float32 parameters
-    over a bfloat16 base cost a bfloat16 product.
+    The small matrices are cast to the dtype of `x` and not the other way round, so that float32 parameters on a
+    bfloat16 base need only bfloat16 products.
     """
     return F.linear(F.linear(x, A.to(x.dtype)), up.to(x.dtype))
 

@@ -1,4 +1,4 @@
-"""What a recipe's `adapter.method` can name: MultiLoRA, every other PEFT method, or all weights (`full`)."""
+"""The values of a recipe's `adapter.method`: MultiLoRA, any other PEFT method, or all weights (`full`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from multilora.errors import AdapterError, nearest
 
 FULL = "full"
-# Used where the recipe is silent.
+# Used if the recipe does not set them.
 DEFAULTS: dict[str, Any] = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
 def config_classes() -> dict[str, type]:
-    """Name of each PEFT method in lower case -> its config class; MultiLoRA among them."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    """Lower-case name of each PEFT method, including MultiLoRA -> its config class."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
     import multilora.peft_method  # noqa: F401  (registers the method)
 
@@ -23,7 +23,7 @@ def config_classes() -> dict[str, type]:
 
 
 def unsupported_methods() -> dict[str, str]:
-    """Name of each PEFT method that cannot be trained here -> why."""
+    """Name of each PEFT method that multilora cannot train -> the reason."""
     from peft import PromptLearningConfig
 
     virtual_tokens = (
@@ -34,31 +34,31 @@ def unsupported_methods() -> dict[str, str]:
         name: virtual_tokens for name, config in config_classes().items() if issubclass(config, PromptLearningConfig)
     }
     reasons["adalora"] = (
-        "changes ranks and adds to the loss in a training loop of its own, which is not supported; use lora, or "
+        "needs its own training loop, which changes ranks and adds to the loss and is not supported; use lora or "
         "another method"
     )
     return reasons
 
 
 def option_names(method: str) -> list[str]:
-    """The keys that `adapter:` takes beside `method`.
+    """The keys that `adapter:` accepts besides `method`.
 
     Raises:
-        AdapterError: no such method.
+        AdapterError: the method is unknown.
     """
     if method == FULL:
         return []
     classes = config_classes()
     if method not in classes:
         known = sorted([*classes, FULL])
-        raise AdapterError(f"unknown method {method!r}{nearest(method, known)}; known are {', '.join(known)}")
+        raise AdapterError(f"unknown method {method!r}{nearest(method, known)}; known methods are {', '.join(known)}")
     return [item.name for item in dataclasses.fields(classes[method]) if item.init]
 
 
 def adapter_config(method: str, options: Mapping[str, Any]) -> Any:
-    """The PEFT config of a method with these options, ours where the recipe is silent.
+    """The PEFT config of a method with these options, and `DEFAULTS` for options that are not set.
 
-    LoRA's alpha defaults to its rank, so that its constant is 1 as MultiLoRA's is.
+    LoRA's alpha defaults to its rank, so that its scaling constant is 1, as in MultiLoRA.
 
     Raises:
         AdapterError, ValueError, TypeError: options that the method does not accept.

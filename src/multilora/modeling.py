@@ -1,4 +1,4 @@
-"""The base model, and what is trained on it: MultiLoRA, any other PEFT method, or all weights."""
+"""Load the base model and attach an adapter: MultiLoRA, any other PEFT method, or none for full fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from multilora.recipe.schema import AdapterSection, ModelSection
 
 
 def model_source(section: ModelSection) -> str:
-    """The folder or hub name behind `model.name_or_path`; `nano` is the embedded base."""
+    """The folder or hub name for `model.name_or_path`; `nano` is the embedded base."""
     return str(NANO_DIR) if section.name_or_path == "nano" else section.name_or_path
 
 
 def load_tokenizer(section: ModelSection, source: str | None = None) -> Any:
-    """The tokenizer of the base, or of `source`.
+    """Load the tokenizer of the base, or of `source`.
 
     Raises:
         InputError: it cannot be loaded.
@@ -34,7 +34,7 @@ def load_tokenizer(section: ModelSection, source: str | None = None) -> Any:
 
 
 def load_model_config(section: ModelSection) -> Any:
-    """The base's config, without its weights.
+    """Load the config of the base, without the weights.
 
     Raises:
         InputError: it cannot be loaded.
@@ -45,7 +45,7 @@ def load_model_config(section: ModelSection) -> Any:
 
 
 def load_base(section: ModelSection, *, trainable: bool = False, source: str | None = None) -> Any:
-    """The base model in `section.dtype`, or in float32 if its own weights are to be trained.
+    """Load the base model in `section.dtype`, or in float32 if `trainable`.
 
     Raises:
         InputError: it cannot be loaded.
@@ -76,7 +76,7 @@ def load_base(section: ModelSection, *, trainable: bool = False, source: str | N
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Without transformers' bar for a load of seconds; it is as it was afterwards."""
+    """Hide transformers' progress bar while loading, and restore the setting afterwards."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()
@@ -100,12 +100,12 @@ def _from_pretrained(cls: Any, source: str, section: ModelSection, **options: An
 
 
 def attach(model: Any, section: AdapterSection, *, seed: int) -> Any:
-    """The model ready to train: a `PeftModel`, or the model itself for `full`.
+    """Prepare the model for training: returns a `PeftModel`, or the model itself for `full`.
 
     Args:
         model: the base
-        section: of the recipe
-        seed: of the adapter's initialisation; set right before it, so that nothing else changes the result
+        section: the adapter section of the recipe
+        seed: for the adapter's initialisation; set right before it, so that the result depends on nothing else
 
     Raises:
         AdapterError: no module matches `target_modules`, or one cannot be adapted.
@@ -133,30 +133,30 @@ def _is_linear(module: Any) -> bool:
 
 
 def max_positions(config: Any) -> int | None:
-    """The longest sequence of a model in tokens, if its config says so."""
+    """The maximum sequence length in tokens, or None if the model's config has none."""
     return getattr(config, "max_position_embeddings", None) or None
 
 
 def uses_flash_attention(model: Any) -> bool:
-    """Whether transformers computes this model's attention with any form of flash attention."""
+    """Whether transformers uses any version of flash attention for this model."""
     from transformers.utils.generic import is_flash_attention_requested
 
     return bool(is_flash_attention_requested(model.config))
 
 
 def best_device() -> torch.device:
-    """Where the Trainer would put a model: the first accelerator, else the CPU."""
+    """The device that the Trainer would choose: the current accelerator, or else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def to_device(model: Any, device: torch.device) -> Any:
-    """The model on a device; a quantized one stays where it was loaded."""
+    """Move the model to a device; a quantized model stays where it was loaded."""
     return model if getattr(model, "is_quantized", False) else model.to(device)
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
-    """(trainable, all) parameters; tied ones are counted once, ones that DeepSpeed has split are counted whole."""
+    """(trainable, total) parameter counts; tied parameters count once, those sharded by DeepSpeed in full."""
     counts = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trained in counts if trained), sum(n for n, _ in counts)

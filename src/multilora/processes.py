@@ -1,4 +1,4 @@
-"""A run in several processes, as torchrun and `accelerate launch` start them: who speaks, and how it ends."""
+"""Runs in several processes, as started by torchrun or `accelerate launch`: the main process and exiting."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import sys
 
 
 def is_main_process() -> bool:
-    """Whether this process writes and speaks for all; true where there is only one."""
+    """Whether this process writes files and output for all processes; true for a single process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def end_process(code: int) -> None:
-    """End this process of several with an exit code, if the interpreter should not wind down by itself; else return.
+    """Exit directly with `code` if a normal shutdown of this distributed process could abort or hang; else return.
 
-    Gloo's threads outlive their process group, and an interpreter that winds down beside them aborts now and then: a
-    finished run would be reported as failed. A process that has failed must not wait for the others either.
+    Gloo's threads outlive their process group and sometimes abort the interpreter's shutdown, so that a finished run
+    would be reported as failed. A process that has failed must not wait for the other processes either.
     """
     if "torch" not in sys.modules:
         return
@@ -28,7 +28,7 @@ def end_process(code: int) -> None:
     if code == 0:
         dist.destroy_process_group()
     if several and (gloo or code != 0):
-        atexit._run_exitfuncs()  # trackers send their last lines
+        atexit._run_exitfuncs()  # flush experiment trackers
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""Progress bars on stderr with rate and remaining time; results go to stdout, so they never mix."""
+"""Progress bars with rate and remaining time, on stderr to keep them apart from results on stdout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from multilora.processes import is_main_process
 
 
 class RateColumn(ProgressColumn):
-    """Finished units per second."""
+    """Units per second."""
 
     def render(self, task: Task) -> Text:
         """The rate of `task`, blank until it is known."""
@@ -31,9 +31,9 @@ class RateColumn(ProgressColumn):
 
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A bar for `total` units; yields `advance(units=1, note="")`, where the note is shown behind the bar.
+    """Show a bar for `total` units; yields `advance(units=1, note=None)`, where `note` is shown after the bar.
 
-    Of several processes the first one shows it.
+    Only the main process shows the bar.
     """
     columns = (
         TextColumn("{task.description}"),

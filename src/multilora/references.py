@@ -16,7 +16,7 @@ from multilora.errors import InputError, nearest
 
 
 def is_reference(text: str) -> bool:
-    """Whether a text has the form `module:name`."""
+    """Whether `text` has the form `module:name`."""
     module, separator, name = text.rpartition(":")
     return bool(separator and module.strip() and name.isidentifier())
 
@@ -24,7 +24,7 @@ def is_reference(text: str) -> bool:
 def absolute_reference(reference: str, folder: Path) -> str:
     """The reference with the file's absolute path, if its module is a file or package in `folder`.
 
-    Such a reference works from any directory; one to an installed package is returned as it is.
+    The result works from any directory. A reference to an installed package is returned unchanged.
     """
     module, _, name = reference.rpartition(":")
     relative = Path(module) if module.endswith(".py") else Path(*module.split("."))
@@ -39,7 +39,7 @@ def absolute_reference(reference: str, folder: Path) -> str:
 def load_reference(reference: str) -> Any:
     """The object behind a reference; its module is imported.
 
-    A file is imported once, under a name of its own; while it is imported, it can import its neighbours.
+    A file is imported once, under a unique module name; during the import it can import files beside it.
 
     Raises:
         InputError: not of the form `module:name`, the module cannot be imported, or it has no such name.
@@ -55,7 +55,7 @@ def load_reference(reference: str) -> Any:
 
 
 def source_file(reference: str) -> Path | None:
-    """The file that a reference's module was loaded from, if it is one."""
+    """The file of a reference's module, or None if it has no file."""
     module_name = reference.rpartition(":")[0]
     file = getattr(_module(module_name), "__file__", None)
     return Path(file) if file else None
@@ -64,7 +64,7 @@ def source_file(reference: str) -> Path | None:
 def _module(name: str) -> ModuleType:
     try:
         return _module_of_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
-    except Exception as error:  # whatever the user's code raises when it is imported
+    except Exception as error:  # the user's module may raise anything
         missing = isinstance(error, ModuleNotFoundError) and error.name in (name, name.partition(".")[0])
         hint = "; put the file beside the recipe, or install the package" if missing else ""
         raise InputError(f"cannot import {name!r} ({type(error).__name__}: {error}){hint}") from error
@@ -72,7 +72,7 @@ def _module(name: str) -> ModuleType:
 
 def _module_of_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
-    # The hash keeps two files of one name apart.
+    # The hash distinguishes files of the same name.
     key = f"multilora_user_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
     if key in sys.modules:
         return sys.modules[key]

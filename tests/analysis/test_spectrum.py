@@ -1,4 +1,4 @@
-"""Singular values from factors equal those of the dense update, and measures those of known spectra."""
+"""Singular values from factors equal those of the dense update; measures have known values for known spectra."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_singular_values_from_factors(d_out, d_in, k, seed):
     generator = torch.Generator().manual_seed(seed)
     up = torch.randn(d_out, k, generator=generator, dtype=torch.float64)
     down = torch.randn(k, d_in, generator=generator, dtype=torch.float64)
-    ours = singular_values_of_product(up, down)
+    from_factors = singular_values_of_product(up, down)
     dense = torch.linalg.svdvals(up @ down)
-    assert len(ours) == min(d_out, d_in, k)
-    torch.testing.assert_close(ours, dense[: len(ours)], rtol=1e-8, atol=1e-8)
+    assert len(from_factors) == min(d_out, d_in, k)
+    torch.testing.assert_close(from_factors, dense[: len(from_factors)], rtol=1e-8, atol=1e-8)
 
 
 def test_measures_of_known_spectra():
@@ -44,16 +44,16 @@ def test_measures_of_known_spectra():
     assert flat.top4_energy == pytest.approx(0.5)
     one = measures(torch.tensor([3.0, 0.0, 0.0]))
     assert (one.effective_rank, one.stable_rank, one.top1_energy, one.norm) == (1.0, 1.0, 1.0, 3.0)
-    two = measures(torch.tensor([1.0, 2.0]))  # p = 0.8, 0.2, in whatever order
+    two = measures(torch.tensor([1.0, 2.0]))  # p = 0.8, 0.2; the order does not matter
     assert two.effective_rank == pytest.approx(math.exp(-0.8 * math.log(0.8) - 0.2 * math.log(0.2)))
     assert two.participation_ratio == pytest.approx(1 / (0.64 + 0.04))
     assert two.stable_rank == pytest.approx(1.25)
 
 
-def test_an_update_of_zero_has_no_shape():
-    nothing = measures(torch.zeros(4))
-    assert nothing.norm == 0
-    assert math.isnan(nothing.effective_rank)
+def test_measures_of_a_zero_update_are_nan():
+    zero = measures(torch.zeros(4))
+    assert zero.norm == 0
+    assert math.isnan(zero.effective_rank)
 
 
 @pytest.mark.parametrize("make", [make_llama, make_gpt2])
@@ -66,11 +66,11 @@ def test_an_update_of_zero_has_no_shape():
     ],
     ids=["multilora", "lora", "loha"],
 )
-def test_adapters_against_the_merged_model(make, config):
-    """The factors' spectrum is the spectrum of what merging does to the weights."""
+def test_adapter_spectra_equal_those_of_the_merged_model(make, config):
+    """The spectrum from the factors equals that of the difference between merged and original weights."""
     if make is make_gpt2 and not isinstance(config, MultiLoraConfig | LoraConfig):
         pytest.skip("LoHa has no Conv1D")
-    model = get_peft_model(make(), copy.deepcopy(config))  # PEFT writes the matched names into it
+    model = get_peft_model(make(), copy.deepcopy(config))  # PEFT writes the matched module names into it
     randomise(model)
     spectrum = adapter_spectrum(model, "x")
     before = {name: module.weight.double() for name, module in make().named_modules() if hasattr(module, "weight")}
@@ -86,15 +86,15 @@ def test_adapters_against_the_merged_model(make, config):
         )
 
 
-def test_methods_without_a_weight_update_are_refused():
+def test_methods_without_a_low_rank_update_raise():
     with pytest.raises(AdapterError, match="no additive weight update"):
         adapter_spectrum(get_peft_model(make_llama(), IA3Config(task_type="CAUSAL_LM")), "ia3")
     dora = get_peft_model(make_llama(), LoraConfig(target_modules=["q_proj"], use_dora=True))
-    with pytest.raises(AdapterError, match="more than the product of its factors"):
+    with pytest.raises(AdapterError, match="more than a product of two factors"):
         adapter_spectrum(dora, "lora")
 
 
-def test_full_fine_tuning_is_compared_on_the_matrices_adapters_touch():
+def test_full_fine_tuning_uses_the_matrices_that_adapters_target():
     before, after = make_llama(), make_llama()
     with torch.no_grad():
         for parameter in after.parameters():

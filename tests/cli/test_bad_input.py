@@ -1,4 +1,4 @@
-"""Wrong input: one clear error that lists everything, exit code 2, nothing half-written."""
+"""Invalid input: one error that lists all problems, exit code 2, no files written."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from multilora.cli import main
 
 
 def run_cli(monkeypatch, capsys, *arguments):
-    """(exit code, stdout, stderr) of the command line, in this process."""
+    """Run the command line in this process and return (exit code, stdout, stderr)."""
     monkeypatch.setattr(sys, "argv", ["multilora", *map(str, arguments)])
     try:
         main()
         code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
+    except SystemExit as system_exit:
+        code = system_exit.code or 0
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -63,7 +63,7 @@ def matches_no_module(recipe):
     return ["attention_query", "The linear modules of this model are: down_proj, gate_proj, k_proj"]
 
 
-def directory_taken(recipe):
+def existing_run(recipe):
     folder = Path(recipe["output_dir"])
     folder.mkdir()
     (folder / "recipe.yaml").write_text("model: nano\n")
@@ -107,7 +107,7 @@ def template_of_a_missing_field(recipe):
 
 def response_outside_the_choices(recipe):
     recipe["tasks"][0]["choices"] = ["true", "false"]
-    return ["even.jsonl, line 1: response 'yes' is none of the choices ['true', 'false']"]
+    return ["even.jsonl, line 1: response 'yes' is not one of the choices ['true', 'false']"]
 
 
 def weights_without_strategy(recipe):
@@ -132,26 +132,26 @@ def virtual_tokens(recipe):
     return ["`prompt_tuning` puts virtual tokens before the prompt"]
 
 
-def training_values_that_cannot_be(recipe):
+def training_keys_set_by_multilora(recipe):
     recipe["training"].update(max_steps="many", eval_strategy="steps", label_smoothing_factor=0.1)
     return ["training.eval_strategy: set by multilora", "training.label_smoothing_factor: set by multilora"]
 
 
-def steps_that_are_no_number(recipe):
+def non_numeric_steps(recipe):
     recipe["training"]["max_steps"] = "many"
     return ["training.max_steps is 'many', expected a whole number"]
 
 
-BAD = [
+INVALID = [
     virtual_tokens,
-    training_values_that_cannot_be,
-    steps_that_are_no_number,
+    training_keys_set_by_multilora,
+    non_numeric_steps,
     unknown_keys,
     missing_files,
     no_examples,
     no_trained_token,
     matches_no_module,
-    directory_taken,
+    existing_run,
     wrong_types,
     unknown_method_and_task,
     broken_json,
@@ -163,9 +163,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("spoil", BAD, ids=lambda spoil: spoil.__name__)
-def test_bad_recipe(spoil, recipe, tmp_path, monkeypatch, capsys):
-    expected = spoil(recipe)
+@pytest.mark.parametrize("modify", INVALID, ids=lambda modify: modify.__name__)
+def test_invalid_recipes(modify, recipe, tmp_path, monkeypatch, capsys):
+    expected = modify(recipe)
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     before = sorted(tmp_path.rglob("*"))
@@ -179,8 +179,8 @@ def test_bad_recipe(spoil, recipe, tmp_path, monkeypatch, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_not_yaml_not_there_not_a_mapping(tmp_path, monkeypatch, capsys):
-    for text, message in ((None, "cannot be read"), ("a: [", "is not YAML"), ("- a", "holds list")):
+def test_missing_or_malformed_recipe_files(tmp_path, monkeypatch, capsys):
+    for text, message in ((None, "cannot be read"), ("a: [", "is not YAML"), ("- a", "is list")):
         path = tmp_path / "r.yaml"
         if text is not None:
             path.write_text(text)
@@ -189,7 +189,7 @@ def test_not_yaml_not_there_not_a_mapping(tmp_path, monkeypatch, capsys):
         assert message in err
 
 
-def test_overrides_that_cannot_be_set(recipe, tmp_path, monkeypatch, capsys):
+def test_invalid_overrides(recipe, tmp_path, monkeypatch, capsys):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     code, _, err = run_cli(monkeypatch, capsys, "train", path, "--set", "tasks.7.name=x", "--set", "seed")
@@ -199,16 +199,16 @@ def test_overrides_that_cannot_be_set(recipe, tmp_path, monkeypatch, capsys):
     assert "expected key=value" in err
 
 
-@pytest.mark.parametrize("verb", ["eval", "analyze"])
-def test_what_is_not_a_run(verb, tmp_path, monkeypatch, capsys):
-    code, _, err = run_cli(monkeypatch, capsys, verb, tmp_path)
+@pytest.mark.parametrize("command", ["eval", "analyze"])
+def test_a_folder_that_is_not_a_run(command, tmp_path, monkeypatch, capsys):
+    code, _, err = run_cli(monkeypatch, capsys, command, tmp_path)
     assert code == 2
     assert "no recipe.yaml here" in err
 
 
-def test_a_run_that_did_not_finish(recipe, tmp_path, monkeypatch, capsys):
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    code, _, err = run_cli(monkeypatch, capsys, "eval", tmp_path / "half")
+def test_an_unfinished_run(recipe, tmp_path, monkeypatch, capsys):
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    code, _, err = run_cli(monkeypatch, capsys, "eval", tmp_path / "unfinished")
     assert code == 2
     assert "its training did not finish" in err

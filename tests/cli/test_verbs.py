@@ -1,4 +1,4 @@
-"""The verbs from a recipe to an exported adapter: results on stdout, the rest on stderr."""
+"""The commands from a recipe to an exported adapter; results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def recipe_file(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["multilora", "lora", "full", "vera"])
-def test_the_whole_way(method, recipe, recipe_file, tmp_path, monkeypatch, capsys):
+def test_train_eval_analyze_export(method, recipe, recipe_file, tmp_path, monkeypatch, capsys):
     run = tmp_path / "out"
     options = {"multilora": "{method: multilora, r: 2}", "lora": "{method: lora, r: 6}"}
     adapter = options.get(method, f"{{method: {method}}}")
@@ -57,7 +57,7 @@ def test_the_whole_way(method, recipe, recipe_file, tmp_path, monkeypatch, capsy
     assert (tmp_path / "as_lora").exists() == (method == "multilora")
 
 
-def test_a_run_is_readable(recipe_file, recipe, monkeypatch, capsys):
+def test_files_of_a_run(recipe_file, recipe, monkeypatch, capsys):
     code, out, _ = run_cli(monkeypatch, capsys, "train", recipe_file)
     assert code == 0
     assert "next: multilora eval" in out
@@ -74,7 +74,7 @@ def test_a_run_is_readable(recipe_file, recipe, monkeypatch, capsys):
     assert len(pyarrow.feather.read_table(run / "plan" / "plan.arrow")) == 16
 
 
-def test_every_metric_of_a_task_is_shown(recipe_file, recipe, monkeypatch, capsys):
+def test_eval_shows_all_metrics_of_a_task(recipe_file, recipe, monkeypatch, capsys):
     code, _, _ = run_cli(monkeypatch, capsys, "train", recipe_file, "--set", "tasks.0.metric=f1_macro")
     assert code == 0
     code, out, _ = run_cli(monkeypatch, capsys, "eval", recipe["output_dir"])
@@ -87,7 +87,7 @@ def test_every_metric_of_a_task_is_shown(recipe_file, recipe, monkeypatch, capsy
     assert scores["value"] == scores["metrics"]["f1_macro"]
 
 
-def test_plan_shows_the_mixture_and_trains_nothing(recipe_file, recipe, tmp_path, monkeypatch, capsys):
+def test_plan_shows_the_mixture_and_writes_nothing(recipe_file, recipe, tmp_path, monkeypatch, capsys):
     before = sorted(tmp_path.rglob("*"))
     code, out, _ = run_cli(monkeypatch, capsys, "plan", recipe_file)
     assert code == 0
@@ -97,14 +97,14 @@ def test_plan_shows_the_mixture_and_trains_nothing(recipe_file, recipe, tmp_path
     code, out, _ = run_cli(monkeypatch, capsys, "plan", recipe_file, "--json")
     plan = json.loads(out)
     assert [task["examples"] for task in plan["tasks"]] == [10, 6]
-    prefix, said = plan["examples"]["echo"]
-    assert (prefix["trained"], said["trained"]) == (False, True)
-    assert said["text"].endswith("</s>")
+    prompt, response = plan["examples"]["echo"]
+    assert (prompt["trained"], response["trained"]) == (False, True)
+    assert response["text"].endswith("</s>")
     assert plan["cost"]["seconds"] > 0
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_plan_shows_again_what_it_showed_until_something_changes(recipe_file, recipe, monkeypatch, capsys):
+def test_plan_is_cached_until_something_changes(recipe_file, recipe, monkeypatch, capsys):
     from multilora.runs import preview
 
     def plan(*options):
@@ -113,25 +113,25 @@ def test_plan_shows_again_what_it_showed_until_something_changes(recipe_file, re
         return json.loads(out)
 
     first = plan()
-    made = []
-    monkeypatch.setattr(preview, "_make", lambda *a, make=preview._make: made.append(1) or make(*a))
+    calls = []
+    monkeypatch.setattr(preview, "_make", lambda *a, make=preview._make: calls.append(1) or make(*a))
     assert plan() == first
-    assert not made
+    assert not calls
     assert plan("--set", "mixture.seed=1")["tasks"][0]["tokens"] != 0
-    assert len(made) == 1
+    assert len(calls) == 1
     with open(recipe["tasks"][1]["path"], "a", encoding="utf-8") as file:
         file.write('{"word": "new", "twice": "new new"}\n')
     assert plan() != first
-    assert len(made) == 2
+    assert len(calls) == 2
 
 
-def test_importing_loads_neither_torch_nor_transformers():
+def test_import_does_not_load_heavy_packages():
     script = (
         "import sys, multilora, multilora.cli.app;"
         "print([name for name in ('torch', 'transformers', 'peft', 'datasets', 'pydantic') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_every_public_name_exists():
@@ -144,8 +144,8 @@ def test_every_public_name_exists():
         _ = multilora.nothing
 
 
-def test_help_names_every_verb(monkeypatch, capsys):
+def test_help_lists_every_command(monkeypatch, capsys):
     code, out, _ = run_cli(monkeypatch, capsys, "--help")
     assert code == 0
-    for verb in ("demo", "plan", "train", "eval", "analyze", "export", "tasks", "nano"):
-        assert verb in out
+    for command in ("demo", "plan", "train", "eval", "analyze", "export", "tasks", "nano"):
+        assert command in out

@@ -1,4 +1,4 @@
-"""A task's endless sequence of draws."""
+"""The endless sequence of draws of a task."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import multilora
 from multilora.data.mixture import Draws, generator
 
 
-def test_asking_for_more_and_more_draws_does_not_copy_them_each_time():
+def test_requesting_more_draws_rarely_copies_the_earlier_ones():
     draws = Draws("t", np.ones(10, dtype=np.int64), seed=0)
     buffers = set()
     for count in range(0, 30_000, 7):
@@ -24,7 +24,7 @@ def test_asking_for_more_and_more_draws_does_not_copy_them_each_time():
 @pytest.mark.parametrize("packing", ["true", "false"])
 @pytest.mark.parametrize("unit", ["examples", "tokens", "trained_tokens"])
 @pytest.mark.parametrize("homogeneous", ["true", "false"])
-def test_a_total_below_one_step_is_rounded_up_to_one(total, packing, unit, homogeneous, recipe):
+def test_a_total_below_one_step_is_rounded_up_to_one_step(total, packing, unit, homogeneous, recipe):
     del recipe["training"]["max_steps"]
     options = [total, f"data.packing={packing}", f"mixture.unit={unit}", f"mixture.homogeneous_batches={homogeneous}"]
     plan = multilora.plan(recipe, options)

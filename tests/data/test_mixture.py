@@ -1,4 +1,4 @@
-"""Shares, draws and order are pure functions with the properties a mixture needs."""
+"""Shares, counts and order of the mixture."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def draws_of(costs, seed=0):
 
 
 @given(total=st.integers(0, 5000), shares=shares)
-def test_apportioned_counts_add_up_and_stay_within_one(total, shares):
+def test_apportioned_counts_sum_to_the_total_and_are_within_one_of_the_quota(total, shares):
     counts = mixture.apportion(total, shares)
     assert sum(counts.values()) == total
-    whole = sum(shares.values())
+    weight = sum(shares.values())
     for name, share in shares.items():
-        assert abs(counts[name] - total * share / whole) < 1 + 1e-6
+        assert abs(counts[name] - total * share / weight) < 1 + 1e-6
 
 
 def test_strategies():
@@ -41,21 +41,21 @@ def test_strategies():
 
 @given(size=st.integers(1, 40), count=st.integers(0, 200), seed=st.integers(0, 9))
 def test_every_example_comes_once_before_any_comes_twice(size, count, seed):
-    positions = Draws("t", np.ones(size, dtype=np.int64), seed).first(count)
-    assert len(positions) == count
+    examples = Draws("t", np.ones(size, dtype=np.int64), seed).first(count)
+    assert len(examples) == count
     for start in range(0, count, size):
-        mine = positions[start : start + size]
-        assert len(set(mine.tolist())) == len(mine)
+        epoch = examples[start : start + size]
+        assert len(set(epoch.tolist())) == len(epoch)
 
 
-def test_every_epoch_has_its_own_order():
-    positions = Draws("t", np.ones(50, dtype=np.int64), 0).first(100)
-    assert not np.array_equal(positions[:50], positions[50:])
+def test_every_epoch_has_a_different_order():
+    examples = Draws("t", np.ones(50, dtype=np.int64), 0).first(100)
+    assert not np.array_equal(examples[:50], examples[50:])
 
 
 @settings(max_examples=60)
 @given(cost=st.lists(st.integers(1, 30), min_size=1, max_size=40), amount=st.floats(0, 5000))
-def test_until_is_the_nearest_number_of_draws(cost, amount):
+def test_until_returns_the_closest_number_of_draws(cost, amount):
     source = draws_of([cost])[0]
     count = source.until(amount)
     ends = np.concatenate([[0], np.cumsum(source.cost[source.first(count + 2)])])
@@ -64,52 +64,51 @@ def test_until_is_the_nearest_number_of_draws(cost, amount):
 
 @settings(max_examples=60)
 @given(costs=tasks, seed=st.integers(0, 5), total=st.integers(1, 400), data=st.data())
-def test_exact_counts_realise_the_shares_within_one_example(costs, seed, total, data):
+def test_exact_counts_match_the_shares_within_one_example(costs, seed, total, data):
     draws = draws_of(costs, seed)
     raw = data.draw(st.lists(st.floats(0.05, 1), min_size=len(costs), max_size=len(costs)))
-    asked = [value / sum(raw) for value in raw]
-    counts = mixture.exact_counts(draws, asked, total)
+    requested = [value / sum(raw) for value in raw]
+    counts = mixture.exact_counts(draws, requested, total)
     assert sum(counts) == total
     assert min(counts) >= 0
     amounts = [source.cost[source.first(count)].sum() for source, count in zip(draws, counts, strict=True)]
     longest = max(max(cost) for cost in costs)
-    for amount, share in zip(amounts, asked, strict=True):
-        # Half an example for the task itself, and its share of what the others are off.
+    for amount, share in zip(amounts, requested, strict=True):
+        # Half an example for the task itself, plus its share of the error of the other tasks.
         assert abs(amount - share * sum(amounts)) <= longest * (1 + share * len(costs) / 2)
 
 
 @settings(max_examples=60)
 @given(costs=tasks, seed=st.integers(0, 5), epochs=st.floats(0.2, 3), data=st.data())
-def test_every_stretch_of_the_stream_holds_about_the_asked_shares(costs, seed, epochs, data):
+def test_every_stretch_of_the_stream_is_close_to_the_requested_shares(costs, seed, epochs, data):
     draws = draws_of(costs, seed)
     raw = data.draw(st.lists(st.floats(0.05, 1), min_size=len(costs), max_size=len(costs)))
-    asked = [value / sum(raw) for value in raw]
+    requested = [value / sum(raw) for value in raw]
     amount = epochs * sum(sum(cost) for cost in costs)
-    found = mixture.stream(draws, asked, amount)
+    stream = mixture.stream(draws, requested, amount)
     cost = np.array(
-        [draws[t].cost[draws[t].first(int(d) + 1)[d]] for t, d in zip(found.task, found.draw, strict=True)], dtype=int
+        [draws[t].cost[draws[t].first(int(d) + 1)[d]] for t, d in zip(stream.task, stream.draw, strict=True)], dtype=int
     )
     longest = max(max(c) for c in costs)
-    for length in {len(found), len(found) // 2, len(found) // 3}:
-        drawn = cost[:length].sum()
-        for place, share in enumerate(asked):
-            mine = cost[:length][found.task[:length] == place].sum()
-            assert abs(mine - share * drawn) <= longest * (1 + share * len(costs))
-    for place in range(len(costs)):  # nothing lost, nothing twice
-        assert found.draw[found.task == place].tolist() == list(range((found.task == place).sum()))
+    for length in {len(stream), len(stream) // 2, len(stream) // 3}:
+        total = cost[:length].sum()
+        for task, share in enumerate(requested):
+            task_cost = cost[:length][stream.task[:length] == task].sum()
+            assert abs(task_cost - share * total) <= longest * (1 + share * len(costs))
+    for task in range(len(costs)):  # no draw is skipped or repeated
+        assert stream.draw[stream.task == task].tolist() == list(range((stream.task == task).sum()))
 
 
-def test_one_epoch_in_proportion_is_every_example_once():
+def test_one_proportional_epoch_has_every_example_once():
     draws = draws_of([[3, 5, 7] * 9, [2] * 40, [11, 1]])
     sizes = [float(source.cost.sum()) for source in draws]
-    found = mixture.stream(draws, [size / sum(sizes) for size in sizes], sum(sizes))
-    assert [(found.task == place).sum() for place in range(3)] == [27, 40, 2]
+    stream = mixture.stream(draws, [size / sum(sizes) for size in sizes], sum(sizes))
+    assert [(stream.task == task).sum() for task in range(3)] == [27, 40, 2]
 
 
 def test_seeds_and_names_give_different_orders():
     def order(seed):
-        found = mixture.in_order(draws_of([[1] * 50, [1] * 50], seed), [50, 50])
-        return found.task.tolist()
+        return mixture.in_order(draws_of([[1] * 50, [1] * 50], seed), [50, 50]).task.tolist()
 
     assert order(0) != order(1)
     a, b = (Draws(name, np.ones(50, dtype=np.int64), 0) for name in "ab")

@@ -1,4 +1,4 @@
-"""Rows are full, hold every segment once, and keep the stream's proportions."""
+"""Packed rows are full, contain every segment once, and keep the proportions of the stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ lengths = st.lists(st.integers(1, 64), min_size=1, max_size=200)
 
 
 def slow_best_fit(sizes, capacity):
-    """The same by looking at every row."""
+    """Reference: check every row for every segment."""
     rows, space = [0] * len(sizes), []
     for segment in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         fits = [row for row, left in enumerate(space) if left >= sizes[segment]]
@@ -30,7 +30,7 @@ def slow_best_fit(sizes, capacity):
 
 @settings(max_examples=80)
 @given(sizes=lengths)
-def test_best_fit_needs_no_more_rows_than_the_slow_form(sizes):
+def test_best_fit_matches_the_slow_reference(sizes):
     rows = best_fit(np.array(sizes), 64)
     used = np.bincount(rows, weights=sizes)
     assert used.max() <= 64
@@ -40,22 +40,22 @@ def test_best_fit_needs_no_more_rows_than_the_slow_form(sizes):
 
 
 @settings(max_examples=80, deadline=None)
-@given(sizes=lengths, seed=st.integers(0, 3), wanted=st.integers(1, 60))
-def test_every_segment_once_and_exactly_the_rows_wanted(sizes, seed, wanted):
+@given(sizes=lengths, seed=st.integers(0, 3), num_rows=st.integers(1, 60))
+def test_every_segment_is_packed_once_into_exactly_num_rows(sizes, seed, num_rows):
     array = np.array(sizes)
     rows = pack(array, 64, seed)
     assert (rows >= 0).all()
     assert sorted(set(rows.tolist())) == list(range(rows.max() + 1))
     assert np.bincount(rows, weights=sizes).max() <= 64
-    if wanted > rows.max() + 1:
-        with pytest.raises(ValueError, match=r"rows, .* were wanted"):
-            pack(array, 64, seed, wanted)
+    if num_rows > rows.max() + 1:
+        with pytest.raises(ValueError, match=rf"rows, expected {num_rows}; pass a longer stream"):
+            pack(array, 64, seed, num_rows)
         return
-    some = pack(array, 64, seed, wanted)
-    kept = some >= 0
-    assert sorted(set(some[kept].tolist())) == list(range(wanted))
-    assert np.bincount(some[kept], weights=array[kept]).max() <= 64
-    assert kept[: kept.sum()].all()  # from the beginning of the stream, none skipped
+    first_rows = pack(array, 64, seed, num_rows)
+    kept = first_rows >= 0
+    assert sorted(set(first_rows[kept].tolist())) == list(range(num_rows))
+    assert np.bincount(first_rows[kept], weights=array[kept]).max() <= 64
+    assert kept[: kept.sum()].all()  # from the start of the stream, none skipped
 
 
 def test_rows_are_nearly_full_and_long_ones_do_not_come_first(monkeypatch):
@@ -68,6 +68,6 @@ def test_rows_are_nearly_full_and_long_ones_do_not_come_first(monkeypatch):
     segments = np.bincount(rows)
     early, late = segments[: len(segments) // 2].mean(), segments[len(segments) // 2 :].mean()
     assert abs(early - late) < 0.1 * segments.mean()
-    # Rows come in the order of the stream's windows.
-    first = np.array([np.flatnonzero(rows == row)[0] // 512 for row in range(len(used))])
-    assert (np.diff(first) >= 0).all()
+    # Rows are in the order of the windows of the stream.
+    windows = np.array([np.flatnonzero(rows == row)[0] // 512 for row in range(len(used))])
+    assert (np.diff(windows) >= 0).all()

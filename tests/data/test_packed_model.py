@@ -1,4 +1,4 @@
-"""Packed = unpacked: the same logits and gradients for every segment, in eager and SDPA attention."""
+"""Packing changes neither logits nor gradients of any segment, with eager and SDPA attention."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def segment(length, seed):
 
 
 def rows_of_segments():
-    made = []
-    for row, lengths in enumerate(LENGTHS):
-        made.append([segment(length, 10 * row + place) for place, length in enumerate(lengths)])
-    return made
+    return [
+        [segment(length, 10 * row + index) for index, length in enumerate(lengths)]
+        for row, lengths in enumerate(LENGTHS)
+    ]
 
 
 def joined(segments):
@@ -82,34 +82,34 @@ def test_packed_equals_unpacked(make, attention, flatten):
     (packed_losses, packed_grads), (losses, grads) = results
     assert len(losses) == sum(label != -100 for row in rows_of_segments() for item in row for label in item["labels"])
     torch.testing.assert_close(packed_losses, losses, rtol=1e-5, atol=1e-5)
-    for mine, theirs in zip(packed_grads, grads, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    for packed_grad, grad in zip(packed_grads, grads, strict=True):
+        torch.testing.assert_close(packed_grad, grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_logits_of_each_segment(make, attention):
+def test_logits_of_each_segment_equal_those_of_the_segment_alone(make, attention):
     model = make()
     model.set_attn_implementation(attention)
     rows = rows_of_segments()
     batch = Collator(0, packed=True)([joined(row) for row in rows])
     with torch.no_grad():
         packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-        for number, row in enumerate(rows):
+        for index, row in enumerate(rows):
             start = 0
             for item in row:
                 alone = model(input_ids=torch.tensor([item["input_ids"]]), use_cache=False).logits[0]
                 end = start + len(item["input_ids"])
-                torch.testing.assert_close(packed[number, start:end], alone, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(packed[index, start:end], alone, rtol=1e-5, atol=1e-5)
                 start = end
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("flatten", [False, True])
-def test_the_probe_passes_models_that_keep_segments_apart(make, dtype, flatten):
+def test_the_probe_accepts_models_that_separate_segments(make, dtype, flatten):
     check_packing(make().to(dtype), Collator(0, packed=True, flatten=flatten))
 
 
-def test_the_probe_refuses_a_model_that_ignores_positions(make):
+def test_the_probe_rejects_a_model_that_ignores_positions(make):
     model = make()
     forward = model.forward
 
@@ -123,7 +123,7 @@ def test_the_probe_refuses_a_model_that_ignores_positions(make):
         check_packing(model, Collator(0, packed=True))
 
 
-def test_a_state_space_model_is_refused():
+def test_a_state_space_model_is_rejected():
     from transformers import MambaConfig, MambaForCausalLM
 
     torch.manual_seed(0)
@@ -133,7 +133,7 @@ def test_a_state_space_model_is_refused():
 
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "kernels-community/flash-attn2", "paged|flash_attention_2"])
-def test_any_flash_attention_gets_the_rows_in_one_sequence(name, tokenizer):
+def test_flash_attention_gets_the_rows_as_one_sequence(name, tokenizer):
     model = make_llama()
     rows = [joined(row) for row in rows_of_segments()]
     assert len(collator_for(model, tokenizer, packed=True)(rows)["input_ids"]) == len(rows)

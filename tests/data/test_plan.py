@@ -7,13 +7,14 @@ import pytest
 from conftest import write_jsonl
 
 import multilora
+from multilora.evaluation.score import evaluation_sets
 
 
 def test_proportional_shares_follow_sizes(recipe):
     plan = multilora.plan(recipe)
     even, echo = plan.summary()
-    # 40 and 24 records, a tenth of each held out.
-    assert (even.available, echo.available) == (36, 22)
+    held_out = evaluation_sets(multilora.Recipe.load(recipe), 100)
+    assert (even.available, echo.available) == (40 - len(held_out["even"][1]), 24 - len(held_out["echo"][1]))
     assert (even.examples, echo.examples) == (10, 6)  # of 4 steps x 4 examples
     assert plan.steps == 4
     assert even.share == 10 / 16
@@ -39,7 +40,7 @@ def test_max_examples_caps_a_task(recipe):
     assert multilora.plan(recipe).summary()[0].available == 5
 
 
-def test_training_and_held_out_examples_are_apart(recipe):
+def test_training_and_held_out_examples_are_disjoint(recipe):
     from multilora.recipe import Recipe
     from multilora.tasks import make_task
 
@@ -51,37 +52,37 @@ def test_training_and_held_out_examples_are_apart(recipe):
         assert not train & held_out
 
 
-def test_same_recipe_same_plan_and_another_seed_another(recipe):
+def test_the_recipe_determines_the_plan_and_the_seed_changes_it(recipe):
     first, second = multilora.plan(recipe), multilora.plan(recipe)
     assert first.table.equals(second.table)
-    other = multilora.plan(recipe, ["mixture.seed=1"])
-    assert not first.table.equals(other.table)
+    reseeded = multilora.plan(recipe, ["mixture.seed=1"])
+    assert not first.table.equals(reseeded.table)
 
 
-def test_lines_are_the_examples_the_table_names(recipe):
+def test_dataset_items_are_the_examples_of_the_table(recipe):
     plan = multilora.plan(recipe)
     dataset = plan.dataset()
     assert len(dataset) == len(plan)
-    for line in range(len(plan)):
-        row = plan.table.slice(line, 1).to_pylist()[0]
-        item = dataset[line]
-        source = plan.tokenized[plan.task_names[row["task"]]].dataset[row["example"]]
-        assert item["input_ids"] == source["input_ids"]
-        assert len(item["input_ids"]) == row["tokens"]
-        assert sum(label != -100 for label in item["labels"]) == row["trained_tokens"] > 0
+    for index in range(len(plan)):
+        line = plan.table.slice(index, 1).to_pylist()[0]
+        item = dataset[index]
+        example = plan.tokenized[plan.task_names[line["task"]]].dataset[line["example"]]
+        assert item["input_ids"] == example["input_ids"]
+        assert len(item["input_ids"]) == line["tokens"]
+        assert sum(label != -100 for label in item["labels"]) == line["trained_tokens"] > 0
 
 
 def test_rendered_example_shows_the_trained_part(recipe):
-    (prefix, seen), (response, trained) = multilora.plan(recipe).rendered("echo")
-    assert (seen, trained) == (False, True)
+    (prefix, prefix_trained), (response, response_trained) = multilora.plan(recipe).rendered("echo")
+    assert (prefix_trained, response_trained) == (False, True)
     assert prefix.startswith("<s>### Instruction:\nsay item")
     assert prefix.endswith("### Response:\n")
     assert response.startswith("item")
     assert response.endswith("</s>")
 
 
-def test_a_length_beyond_the_models_positions_is_refused(recipe):
-    with pytest.raises(multilora.errors.RecipeError, match="more than the 256 positions"):
+def test_a_length_beyond_the_models_positions_is_rejected(recipe):
+    with pytest.raises(multilora.errors.RecipeError, match=r"more than the 256 positions .* 256 or less"):
         multilora.plan(recipe, ["data.max_length=257"])
 
 
@@ -89,7 +90,7 @@ def test_a_length_beyond_the_models_positions_is_refused(recipe):
 @pytest.mark.parametrize("strategy", ["proportional", "equal", "temperature", "weights"])
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("homogeneous", [False, True])
-def test_realised_shares_match_asked_ones_within_one_row(recipe, unit, strategy, packing, homogeneous):
+def test_actual_shares_match_the_requested_ones_within_one_row(recipe, unit, strategy, packing, homogeneous):
     recipe["mixture"] = {"strategy": strategy, "unit": unit, "homogeneous_batches": homogeneous}
     if strategy == "temperature":
         recipe["mixture"]["temperature"] = 3
@@ -102,41 +103,41 @@ def test_realised_shares_match_asked_ones_within_one_row(recipe, unit, strategy,
     assert plan.rows == 160
     columns = {name: plan.table[name].to_numpy() for name in plan.table.column_names}
     cost = np.ones(len(plan.table)) if unit == "examples" else columns[unit]
-    # The most that one row (one step, where a step is one task) holds of the unit.
+    # Largest cost of one row, or of one step if steps are homogeneous.
     block = columns["row"] // (plan.rows_per_step if homogeneous else 1)
     largest = np.bincount(block, weights=cost).max()
-    for place, entry in enumerate(plan.summary()):
-        mine = cost[columns["task"] == place].sum()
-        assert entry.share == mine / cost.sum()
-        assert abs(mine - entry.asked * cost.sum()) <= largest
+    for task, entry in enumerate(plan.summary()):
+        task_cost = cost[columns["task"] == task].sum()
+        assert entry.share == task_cost / cost.sum()
+        assert abs(task_cost - entry.asked * cost.sum()) <= largest
     rows = np.bincount(columns["row"], weights=columns["tokens"])
     assert rows.max() <= plan.max_length
     if homogeneous:
         for step in range(40):
             assert len(set(columns["task"][columns["row"] // plan.rows_per_step == step])) == 1
-    for place in range(2):  # every example comes n times before any comes n + 1 times
-        for epoch in set(columns["epoch"][columns["task"] == place]):
-            seen = columns["example"][(columns["task"] == place) & (columns["epoch"] == epoch)]
-            assert len(set(seen)) == len(seen)
+    for task in range(2):  # every example comes n times before any comes n + 1 times
+        for epoch in set(columns["epoch"][columns["task"] == task]):
+            examples = columns["example"][(columns["task"] == task) & (columns["epoch"] == epoch)]
+            assert len(set(examples)) == len(examples)
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_an_epoch_holds_every_example_and_only_fills_up_the_last_step(recipe, packing):
+def test_an_epoch_has_every_example_and_repeats_some_only_to_fill_the_last_step(recipe, packing):
     recipe["training"].pop("max_steps")
     recipe["training"]["num_train_epochs"] = 1
     recipe["data"]["packing"] = packing
     plan = multilora.plan(recipe)
     columns = {name: plan.table[name].to_numpy() for name in plan.table.column_names}
-    for place, entry in enumerate(plan.summary()):
-        first = columns["example"][(columns["task"] == place) & (columns["epoch"] == 0)]
-        assert sorted(first) == list(range(entry.available))
-    again = (columns["epoch"] > 0).sum()
-    assert again < plan.rows_per_step * (1 if not packing else columns["row"].size / plan.rows)
+    for task, entry in enumerate(plan.summary()):
+        examples = columns["example"][(columns["task"] == task) & (columns["epoch"] == 0)]
+        assert sorted(examples) == list(range(entry.available))
+    repeated = (columns["epoch"] > 0).sum()
+    assert repeated < plan.rows_per_step * (1 if not packing else columns["row"].size / plan.rows)
 
 
 def test_totals_in_examples_and_tokens(recipe):
     recipe["training"].pop("max_steps")
-    assert len(multilora.plan(recipe, ["mixture.total_examples=30"]).table) == 32  # whole steps of 4
+    assert len(multilora.plan(recipe, ["mixture.total_examples=30"]).table) == 32  # full steps of 4
     plan = multilora.plan(recipe, ["mixture.total_tokens=3000", "mixture.unit=tokens"])
     tokens = plan.table["tokens"].to_numpy().sum()
     assert 3000 - 200 < tokens < 3000 + 4 * 128
@@ -159,7 +160,7 @@ def test_shuffled_order_keeps_the_rows(recipe):
     assert sorted(balanced) == sorted(shuffled)
 
 
-def test_the_same_plan_with_any_number_of_processes(recipe, tmp_path, monkeypatch):
+def test_the_number_of_processes_does_not_change_the_plan(recipe, tmp_path, monkeypatch):
     records = [{"word": f"item{i}", "twice": f"item{i} {i}"} for i in range(5000)]
     recipe["tasks"][1]["path"] = str(write_jsonl(tmp_path / "many.jsonl", records))
     plans = []
@@ -171,7 +172,7 @@ def test_the_same_plan_with_any_number_of_processes(recipe, tmp_path, monkeypatc
     assert one["input_ids"] == two["input_ids"]
 
 
-def test_packed_items_hold_whole_segments_with_positions_of_their_own(recipe):
+def test_packed_items_contain_complete_segments_with_separate_positions(recipe):
     plan = multilora.plan(recipe, ["data.packing=true"])
     dataset = plan.dataset()
     assert len(dataset) == plan.rows
@@ -180,17 +181,17 @@ def test_packed_items_hold_whole_segments_with_positions_of_their_own(recipe):
     for row in range(plan.rows):
         item = dataset[row]
         lines = np.flatnonzero(columns["row"] == row)
-        starts = [place for place, position in enumerate(item["position_ids"]) if position == 0]
+        starts = [index for index, position in enumerate(item["position_ids"]) if position == 0]
         assert len(starts) == len(lines)
         for line, start, end in zip(lines, starts, [*starts[1:], len(item["input_ids"])], strict=True):
-            source = plan.tokenized[plan.task_names[columns["task"][line]]].dataset[int(columns["example"][line])]
-            assert item["input_ids"][start:end] == source["input_ids"]
+            example = plan.tokenized[plan.task_names[columns["task"][line]]].dataset[int(columns["example"][line])]
+            assert item["input_ids"][start:end] == example["input_ids"]
             assert item["position_ids"][start:end] == list(range(end - start))
             assert set(item["task_ids"][start:end]) == {columns["task"][line]}
-            assert item["labels"][start] == -100  # not to be predicted from the segment before
+            assert item["labels"][start] == -100  # not predicted from the preceding segment
 
 
-def test_a_saved_plan_is_compared_with_todays(recipe, tmp_path):
+def test_a_changed_plan_differs_from_the_saved_one(recipe, tmp_path):
     plan = multilora.plan(recipe)
     plan.save(tmp_path / "plan")
     multilora.plan(recipe).check_same(tmp_path / "plan")

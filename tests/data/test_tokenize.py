@@ -1,4 +1,4 @@
-"""One BOS, one end, loss on the response alone, nothing cut in silence."""
+"""One BOS, one end token, loss on the response only, and everything truncated or dropped is counted."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def chat_tokenizer():
 
 
 @pytest.mark.parametrize("make", [make_tokenizer, chat_tokenizer])
-def test_one_bos_one_end_and_the_text_in_between(make):
+def test_one_bos_one_end_token_and_the_text_between_them(make):
     tokenizer = make()
     renderer = Renderer(tokenizer)
     task = tokenize_task("t", to_dataset([free_example("what?", "four five")]), renderer, TokenizeOptions(200))
     row = task.dataset[0]
-    ids, (cut, end) = row["input_ids"], row["spans"]
+    ids, (start, end) = row["input_ids"], row["spans"]
     assert end == len(ids) == row["length"]
     assert ids[0] == tokenizer.bos_token_id
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids[-1] == tokenizer.eos_token_id
-    assert ids[cut:].count(tokenizer.eos_token_id) == 1
-    assert tokenizer.decode(ids[cut:-1]) == "four five"
-    assert "what?" in tokenizer.decode(ids[:cut])
+    assert ids[start:].count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(ids[start:-1]) == "four five"
+    assert "what?" in tokenizer.decode(ids[:start])
 
 
-def test_a_template_that_writes_bos_gets_no_second_one():
+def test_a_template_that_writes_bos_gets_no_second_bos():
     tokenizer = chat_tokenizer()
     tokenizer.chat_template = "{{ bos_token }}" + CHATML
     ids = Renderer(tokenizer).prefix_ids("what?")
@@ -59,9 +59,9 @@ def test_only_the_response_is_trained_on(tokenizer):
         "t", to_dataset([free_example("a b", "c d")]), Renderer(tokenizer), TokenizeOptions(200)
     ).dataset[0]
     item = labelled(row, task=5)
-    cut = row["spans"][0]
-    assert item["labels"][:cut] == [-100] * cut
-    assert item["labels"][cut:] == item["input_ids"][cut:]
+    start = row["spans"][0]
+    assert item["labels"][:start] == [-100] * start
+    assert item["labels"][start:] == item["input_ids"][start:]
     assert item["task_ids"] == [5] * len(item["input_ids"])
 
 
@@ -87,21 +87,21 @@ def test_truncated_and_dropped_are_counted(tokenizer):
     assert task.dataset["example"] == [0, 2]
 
 
-def test_an_empty_response_is_refused(tokenizer):
+def test_an_empty_response_is_rejected(tokenizer):
     with pytest.raises(DataError, match="example 1: the response is empty"):
         tokenize_task(
             "t", to_dataset([free_example("a", "b"), free_example("a", " ")]), Renderer(tokenizer), TokenizeOptions(64)
         )
 
 
-def test_no_example_left_is_refused(tokenizer):
+def test_a_task_without_a_fitting_example_is_rejected(tokenizer):
     with pytest.raises(DataError, match="all 1 are longer than max_length 8"):
         tokenize_task(
             "t", to_dataset([free_example("a", "one two three " * 9)]), Renderer(tokenizer), TokenizeOptions(8)
         )
 
 
-def test_a_tokenizer_without_an_end_is_refused():
+def test_a_tokenizer_without_eos_is_rejected():
     with pytest.raises(DataError, match="no eos_token"):
         Renderer(make_tokenizer(pad_token="<pad>", bos_token="<s>"))
 

@@ -1,4 +1,4 @@
-"""Exported = original, in a process that has never heard of multilora."""
+"""Exported models equal the original, also in a process that does not import multilora."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from multilora.errors import AdapterError, RunDirectoryError
 
 IDS = torch.arange(3, 27).reshape(2, 12)
 
-STOCK = """
+PEFT_ONLY = """
 import sys, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -33,9 +33,9 @@ torch.save(logits, sys.argv[4])
 """
 
 
-def stock_logits(base: Path, exported: Path, kind: str, tmp_path: Path) -> torch.Tensor:
+def peft_only_logits(base: Path, exported: Path, kind: str, tmp_path: Path) -> torch.Tensor:
     out = tmp_path / f"{kind}.pt"
-    subprocess.run([sys.executable, "-c", STOCK, base, exported, kind, out], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", PEFT_ONLY, base, exported, kind, out], check=True, capture_output=True)
     return torch.load(out)
 
 
@@ -44,7 +44,7 @@ def logits(model):
         return model.eval()(IDS).logits
 
 
-def test_a_run_exported_both_ways_gives_the_same_logits(recipe, tmp_path, model_folder):
+def test_both_exports_of_a_run_have_the_same_logits(recipe, tmp_path, model_folder):
     import multilora
 
     run = multilora.train(recipe, ["training.max_steps=20", "training.learning_rate=0.05"])
@@ -53,7 +53,7 @@ def test_a_run_exported_both_ways_gives_the_same_logits(recipe, tmp_path, model_
     lora = multilora.export_lora(run, tmp_path / "lora")
     merged = multilora.export_merged(run, tmp_path / "merged")
     for kind, folder in (("lora", lora), ("merged", merged)):
-        difference = (stock_logits(model_folder, folder, kind, tmp_path) - expected).abs().max()
+        difference = (peft_only_logits(model_folder, folder, kind, tmp_path) - expected).abs().max()
         assert difference < 1e-5, kind
 
 
@@ -82,7 +82,7 @@ def test_exported_adapter_equals_the_original(tmp_path, make, options):
     torch.testing.assert_close(logits(PeftModel.from_pretrained(make(), folder)), logits(model), rtol=1e-5, atol=1e-5)
 
 
-def test_modules_trained_whole_go_along(tmp_path):
+def test_modules_to_save_are_exported(tmp_path):
     model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
     randomise(model)
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_modules_trained_whole_go_along(tmp_path):
     assert torch.equal(logits(PeftModel.from_pretrained(make_llama(), folder)), logits(model))
 
 
-def test_trained_token_embeddings_go_along(tmp_path):
+def test_trained_token_embeddings_are_exported(tmp_path):
     model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj"], trainable_token_indices=[3, 4, 5]))
     randomise(model)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_trained_token_embeddings_go_along(tmp_path):
     assert torch.equal(logits(PeftModel.from_pretrained(make_llama(), folder)), expected)
 
 
-def test_one_of_several_adapters(tmp_path):
+def test_export_of_one_of_several_adapters(tmp_path):
     model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj", "v_proj"]))
     model.add_adapter("other", MultiLoraConfig(r=2, num_branches=2, target_modules=["up_proj"]))
     randomise(model, "other")
@@ -113,7 +113,7 @@ def test_one_of_several_adapters(tmp_path):
     torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-5, atol=1e-5)
 
 
-def test_converted_in_place_the_adapters_can_be_combined():
+def test_converted_adapters_can_be_combined():
     model = get_peft_model(make_llama(), MultiLoraConfig(target_modules="all-linear"))
     model.add_adapter("other", MultiLoraConfig(r=2, num_branches=2, target_modules="all-linear"))
     randomise(model)
@@ -121,13 +121,13 @@ def test_converted_in_place_the_adapters_can_be_combined():
     x = torch.randn(5, 32)
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     updates = {name: x @ layer.get_delta_weight(name).T for name in ("default", "other")}
-    wanted = 0.3 * updates["default"] - 0.5 * updates["other"]
+    expected = 0.3 * updates["default"] - 0.5 * updates["other"]
     lora = convert_to_lora(model)
     assert lora.active_adapters == ["default"]
     lora.add_weighted_adapter(["default", "other"], [0.3, -0.5], "mean", combination_type="cat")
     lora.set_adapter("mean")
     layer = lora.base_model.model.model.layers[0].self_attn.q_proj
-    torch.testing.assert_close(layer(x) - layer.base_layer(x), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer(x) - layer.base_layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_conversion_keeps_every_adapter_and_the_base():
@@ -139,25 +139,25 @@ def test_conversion_keeps_every_adapter_and_the_base():
         model.base_model.model.lm_head.modules_to_save["default"].weight.mul_(1.5)
 
     def all_logits(converted):
-        found = {}
+        results = {}
         for name in ("default", "other"):
             converted.set_adapter(name)
-            found[name] = logits(converted)
+            results[name] = logits(converted)
         with converted.disable_adapter():
-            found["base"] = logits(converted)
-        return found
+            results["base"] = logits(converted)
+        return results
 
-    wanted = all_logits(model)
+    expected = all_logits(model)
     model.set_adapter("other", inference_mode=True)
     lora = convert_to_lora(model)
     assert lora.active_adapter == "other"
     assert not any(parameter.requires_grad for parameter in lora.parameters())
     assert lora.peft_config["other"].lora_dropout == 0.3
     for name, value in all_logits(lora).items():
-        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-5, msg=name)
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
-def test_embeddings_of_a_resized_vocabulary_go_along(tmp_path):
+def test_embeddings_of_a_resized_vocabulary_are_exported(tmp_path):
     make_llama().save_pretrained(tmp_path / "base")
     base = type(make_llama()).from_pretrained(tmp_path / "base")
     base.resize_token_embeddings(330)
@@ -165,26 +165,26 @@ def test_embeddings_of_a_resized_vocabulary_go_along(tmp_path):
     randomise(model)
     expected = logits(model)
     folder = export_lora(model, tmp_path / "out")
-    other = type(make_llama()).from_pretrained(tmp_path / "base")
-    other.resize_token_embeddings(330)
-    torch.testing.assert_close(logits(PeftModel.from_pretrained(other, folder)), expected, rtol=1e-5, atol=1e-5)
+    resized = type(make_llama()).from_pretrained(tmp_path / "base")
+    resized.resize_token_embeddings(330)
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(resized, folder)), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_merged_adapter_is_not_converted():
+def test_converting_a_merged_adapter_raises():
     model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj"]))
     model.merge_adapter()
     with pytest.raises(AdapterError, match="unmerge_adapter"):
         convert_to_lora(model)
 
 
-def test_what_is_not_multilora_is_refused(tmp_path):
+def test_exporting_another_method_raises(tmp_path):
     model = get_peft_model(make_llama(), LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(AdapterError, match="LoraConfig"):
         export_lora(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_taken_folder_is_refused(tmp_path):
+def test_exporting_to_a_non_empty_folder_raises(tmp_path):
     (tmp_path / "file").write_text("mine")
     model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj"]))
     with pytest.raises(RunDirectoryError, match="is not empty"):

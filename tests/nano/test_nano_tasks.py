@@ -1,3 +1,5 @@
+"""The four generated task families."""
+
 import json
 import os
 import re
@@ -25,13 +27,13 @@ from itertools import islice
 from multilora.example import Example
 from multilora.nano import arithmetic, corpus, instructions, knowledge, understanding
 families = (instructions, understanding, knowledge, arithmetic)
-made = [family.examples(split, 60, 3) for family in families for split in ("train", "eval")]
-made += list(islice(corpus.documents(3), 300))
-print(hashlib.sha256(repr(made).encode()).hexdigest())
+generated = [family.examples(split, 60, 3) for family in families for split in ("train", "eval")]
+generated += list(islice(corpus.documents(3), 300))
+print(hashlib.sha256(repr(generated).encode()).hexdigest())
 """
 
 
-def test_same_text_whatever_the_hash_seed() -> None:
+def test_text_does_not_depend_on_the_hash_seed() -> None:
     digests = {
         subprocess.run(
             [sys.executable, "-c", DUMP],
@@ -47,13 +49,13 @@ def test_same_text_whatever_the_hash_seed() -> None:
 
 
 @each_family
-def test_seed_decides(family: ModuleType) -> None:
+def test_the_seed_determines_the_examples(family: ModuleType) -> None:
     assert family.examples("train", 50, 5) == family.examples("train", 50, 5)
     assert family.examples("train", 50, 5) != family.examples("train", 50, 6)
 
 
 @each_family
-def test_no_prompt_twice_and_no_overlap_of_splits(family: ModuleType) -> None:
+def test_prompts_are_distinct_and_splits_are_disjoint(family: ModuleType) -> None:
     train = [e["prompt"] for e in family.examples("train", 4000, 0)]
     held_out = [e["prompt"] for seed in (0, 1) for e in family.examples("eval", 1000, seed)]
     assert len(set(train)) == len(train)
@@ -62,7 +64,7 @@ def test_no_prompt_twice_and_no_overlap_of_splits(family: ModuleType) -> None:
 
 
 @each_family
-def test_form_of_examples(family: ModuleType) -> None:
+def test_examples_are_well_formed(family: ModuleType) -> None:
     for split in ("train", "eval"):
         for e in family.examples(split, 400, 1):
             assert set(e) == set(Example.__annotations__)
@@ -78,7 +80,7 @@ def test_form_of_examples(family: ModuleType) -> None:
 
 
 @each_family
-def test_too_many_examples_are_refused_with_the_number_available(family: ModuleType) -> None:
+def test_too_many_examples_are_rejected_with_the_available_count(family: ModuleType) -> None:
     for split, available in draw.AVAILABLE.items():
         with pytest.raises(ValueError, match=str(available)):
             family.examples(split, available + 1, 0)
@@ -87,10 +89,10 @@ def test_too_many_examples_are_refused_with_the_number_available(family: ModuleT
     assert len(family.examples("eval", draw.AVAILABLE["eval"], 0)) == draw.AVAILABLE["eval"]
 
 
-@pytest.mark.parametrize(("family", "number"), [(understanding, 2), (knowledge, 4)])
-def test_labels_are_balanced(family: ModuleType, number: int) -> None:
-    labels = [e["correct"][0] for e in family.examples("eval", 400, 2)]
-    assert [labels.count(label) for label in range(number)] == [400 // number] * number
+@pytest.mark.parametrize(("family", "choices"), [(understanding, 2), (knowledge, 4)])
+def test_correct_choices_are_balanced(family: ModuleType, choices: int) -> None:
+    correct = [e["correct"][0] for e in family.examples("eval", 400, 2)]
+    assert [correct.count(index) for index in range(choices)] == [400 // choices] * choices
 
 
 def test_arithmetic_answers_follow_from_the_prompt() -> None:
@@ -114,9 +116,9 @@ def test_arithmetic_answers_follow_from_the_prompt() -> None:
     assert lengths == {1, 2, 3}
 
 
-def test_instruction_outcomes() -> None:
-    outcomes = {kind.name: kind.apply(["red", "cat", "egg", "pink"], "colours") for kind in instructions.KINDS}
-    assert outcomes == {
+def test_instruction_results() -> None:
+    results = {kind.name: kind.apply(["red", "cat", "egg", "pink"], "colours") for kind in instructions.KINDS}
+    assert results == {
         "reverse": ["pink", "egg", "cat", "red"],
         "sort": ["cat", "egg", "pink", "red"],
         "first": ["red"],
@@ -130,7 +132,7 @@ def test_instruction_outcomes() -> None:
     }
 
 
-def test_instruction_responses_are_made_of_the_prompt() -> None:
+def test_instruction_responses_use_the_words_of_the_prompt() -> None:
     for e in instructions.examples("eval", 400, 0):
         listing = re.split(r"[:?] ", e["prompt"])[1].split()
         words = e["response"].lower().split()
@@ -142,46 +144,46 @@ SORTS = {"an animal": ANIMALS, "something to eat": FOODS, "a thing": THINGS}
 
 
 def _follows(passage: str, statement: str) -> bool:
-    """Worked out anew from the words of both."""
+    """Decide independently, from the words of passage and statement."""
     if "more than" in statement:
         return int(re.findall(r"\d+", passage)[0]) > int(re.findall(r"\d+", statement)[0])
     for sort, words in SORTS.items():
         if statement.endswith(sort):
             return passage.rstrip(".").rsplit(" ", 1)[1] in words
-    said, asked = passage.rstrip(".").rsplit(" ", 1)[1], statement.rsplit(" ", 1)[1]
-    assert said == asked or (said, asked) in OPPOSITES.items() or (asked, said) in OPPOSITES.items()
-    return said == asked
+    actual, stated = passage.rstrip(".").rsplit(" ", 1)[1], statement.rsplit(" ", 1)[1]
+    assert actual == stated or (actual, stated) in OPPOSITES.items() or (stated, actual) in OPPOSITES.items()
+    return actual == stated
 
 
-def _parted(prompt: str) -> tuple[str, str]:
+def _passage_and_statement(prompt: str) -> tuple[str, str]:
     pattern = r"(?:Read this: )?(.*\.) (?:Does it follow|Is it true|Can we conclude) that (.*)\? Answer yes or no\."
-    found = re.fullmatch(pattern, prompt)
-    assert found is not None
-    return found[1], found[2]
+    match = re.fullmatch(pattern, prompt)
+    assert match is not None
+    return match[1], match[2]
 
 
 def test_understanding_answers_follow_from_the_passage() -> None:
     for e in understanding.examples("eval", 400, 0):
-        assert e["answer"] == ("yes" if _follows(*_parted(e["prompt"])) else "no")
+        assert e["answer"] == ("yes" if _follows(*_passage_and_statement(e["prompt"])) else "no")
 
 
-def test_the_statement_alone_tells_nothing() -> None:
-    """The best guess from the kind and the last word (or number) of a statement is near a coin's."""
-    seen: dict[str, list[int]] = {}
+def test_the_statement_alone_does_not_reveal_the_answer() -> None:
+    """The best guess from the number or the last word of a statement is close to chance."""
+    answers: dict[str, list[int]] = {}
     for e in understanding.examples("train", 8000, 0):
-        statement = _parted(e["prompt"])[1]
+        statement = _passage_and_statement(e["prompt"])[1]
         cue = (re.findall(r"\d+", statement) or [statement.rsplit(" ", 1)[1]])[0]
-        seen.setdefault(cue, []).append(e["correct"][0])
-    right = sum(max(labels.count(0), labels.count(1)) for labels in seen.values())
-    assert right / 8000 < 0.54
+        answers.setdefault(cue, []).append(e["correct"][0])
+    correct = sum(max(indices.count(0), indices.count(1)) for indices in answers.values())
+    assert correct / 8000 < 0.54
 
 
 def test_knowledge_choices_are_the_towns_of_the_person() -> None:
     people = {person.name: person for person in fact_base()}
-    marks = {"birth": "born", "resid": "home", "work": "work", "employ": "work", "educat": "school"}
+    relations = {"birth": "born", "resid": "home", "work": "work", "employ": "work", "educat": "school"}
     for e in knowledge.examples("train", 400, 0):
         person = people[re.search(r"[A-Z][a-z]+ [A-Z][a-z]+(?=[ ?])", e["prompt"].split(" ", 1)[1])[0]]
-        relation = next(relation for mark, relation in marks.items() if mark in e["prompt"])
+        relation = next(relation for word, relation in relations.items() if word in e["prompt"])
         assert sorted(e["choices"]) == sorted(person.towns)
         assert e["answer"] == person.town(relation)
         assert ", ".join(e["choices"]) in e["prompt"]
@@ -213,6 +215,6 @@ def test_every_person_is_in_the_pretraining_text() -> None:
         assert person.name in text
 
 
-def test_examples_can_be_written_as_json() -> None:
-    made = [e for family in FAMILIES.values() for e in family.examples("eval", 5, 0)]
-    assert json.loads(json.dumps(made)) == made
+def test_examples_round_trip_through_json() -> None:
+    examples = [e for family in FAMILIES.values() for e in family.examples("eval", 5, 0)]
+    assert json.loads(json.dumps(examples)) == examples

@@ -1,4 +1,4 @@
-"""What a PEFT user does with an adapter, on real tiny transformers models."""
+"""The usual PEFT operations on an adapter, with tiny transformers models."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def base(request):
 
 @pytest.mark.parametrize("scaling", ["vector", "scalar"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_starts_exactly_at_the_base(dtype, scaling):
+def test_the_untrained_adapter_does_not_change_the_model(dtype, scaling):
     base = make_llama(dtype)
     before = logits(base)
     assert torch.equal(logits(get_peft_model(base, config(scaling=scaling))), before)
 
 
-def test_the_adapter_does_something(base):
+def test_the_adapter_changes_the_model(base):
     before = logits(base)
     model = get_peft_model(base, config())
     randomise(model)
@@ -46,7 +46,7 @@ def test_the_adapter_does_something(base):
 
 
 @pytest.mark.parametrize("scaling", ["vector", "scalar"])
-def test_saved_and_loaded_is_equal(tmp_path, base, scaling):
+def test_a_loaded_adapter_equals_the_saved_one(tmp_path, base, scaling):
     model = get_peft_model(base, config(scaling=scaling, lora_alpha=7))
     randomise(model)
     expected = logits(model)
@@ -79,7 +79,7 @@ def test_safe_merge_refuses_non_finite_weights():
     assert torch.equal(layer.get_base_layer().weight, before)
 
 
-def test_safe_merge_of_several_writes_all_or_none():
+def test_safe_merge_of_several_adapters_is_atomic():
     model = get_peft_model(make_llama(), config(target_modules=["q_proj"]))
     model.add_adapter("other", config(target_modules=["q_proj"]))
     randomise(model)
@@ -93,7 +93,7 @@ def test_safe_merge_of_several_writes_all_or_none():
     assert not layer.merged_adapters
 
 
-def test_disabled_is_the_base(base):
+def test_a_disabled_adapter_does_not_change_the_model(base):
     before = logits(base)
     model = get_peft_model(base, config())
     randomise(model)
@@ -121,34 +121,34 @@ def test_two_adapters_of_different_shape(base):
     layer = next(m for m in model.modules() if isinstance(m, MultiLoraLayer))
     x = torch.randn(3, layer.in_features)
     both = layer(x) - layer.get_base_layer()(x)
-    dense = sum(functional_delta(layer, name) for name in ("default", "other"))
+    dense = sum(delta_weight(layer, name) for name in ("default", "other"))
     torch.testing.assert_close(both, x @ dense.T, rtol=1e-4, atol=1e-4)
     model.delete_adapter("other")
     model.set_adapter("default")
     assert torch.equal(logits(model), first)
 
 
-def functional_delta(layer, name):
-    """[d_out, d_in] whatever the layout of the base weight."""
+def delta_weight(layer, name):
+    """The update as [d_out, d_in], whatever the layout of the base weight."""
     delta = layer.get_delta_weight(name)
     return delta if delta.shape == (layer.out_features, layer.in_features) else delta.T
 
 
 @pytest.mark.parametrize("missing", ["multilora_scale", "multilora_A", "multilora_B"])
-def test_a_checkpoint_without_a_parameter_is_refused(tmp_path, missing):
-    """PEFT alone would warn, and without its scales the adapter would silently be the base."""
+def test_a_checkpoint_with_a_missing_parameter_is_refused(tmp_path, missing):
+    """PEFT alone would only warn, and an adapter without its scales has no effect."""
     model = get_peft_model(make_llama(), config())
     model.save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     state = load_file(file)
-    lost = next(key for key in state if missing in key)
-    save_file({key: value for key, value in state.items() if key != lost}, file, metadata={"format": "pt"})
+    missing_key = next(key for key in state if missing in key)
+    save_file({key: value for key, value in state.items() if key != missing_key}, file, metadata={"format": "pt"})
     with pytest.raises(AdapterError, match=r"lacks 1 of 42 parameters.*" + missing):
         PeftModel.from_pretrained(make_llama(), tmp_path)
 
 
 @pytest.mark.parametrize("part", ["multilora_scale", "multilora_A", "multilora_B"])
-def test_a_checkpoint_of_another_shape_is_refused(tmp_path, part):
+def test_a_checkpoint_with_another_shape_is_refused(tmp_path, part):
     model = get_peft_model(make_llama(), config())
     model.save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
@@ -170,24 +170,24 @@ def test_a_checkpoint_of_another_base_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "module", [torch.nn.Embedding(4, 8), torch.nn.Conv1d(4, 8, 1), torch.nn.Conv2d(4, 8, 1), torch.nn.LayerNorm(8)]
 )
-def test_other_modules_are_refused_by_name(module):
+def test_other_modules_are_refused(module):
     model = torch.nn.Sequential()
     model.add_module("part", module)
     with pytest.raises(AdapterError, match=rf"'part': it is a {type(module).__name__}, .*modules_to_save"):
         get_peft_model(model, MultiLoraConfig(target_modules=["part"]))
 
 
-def test_only_scales_learn_in_the_first_step_and_all_in_the_second():
+def test_the_first_step_changes_only_scales_and_the_second_changes_all():
     model = get_peft_model(make_llama(), config())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
-    moved = []
+    changed = []
     for _ in range(2):
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         optimizer.zero_grad()
         model(IDS, labels=IDS).loss.backward()
         optimizer.step()
-        moved.append({n.split(".")[-2] for n, p in model.named_parameters() if not torch.equal(p, before[n])})
-    assert moved == [{"multilora_scale"}, {"multilora_A", "multilora_B", "multilora_scale"}]
+        changed.append({n.split(".")[-2] for n, p in model.named_parameters() if not torch.equal(p, before[n])})
+    assert changed == [{"multilora_scale"}, {"multilora_A", "multilora_B", "multilora_scale"}]
 
 
 def test_alpha_and_patterns_reach_the_layers():
@@ -207,12 +207,12 @@ def test_alpha_and_patterns_reach_the_layers():
     assert constants == {"q_proj": 4.0, "k_proj": 0.25, "v_proj": 2.0}
 
 
-def test_default_alpha_is_each_modules_own_rank():
+def test_default_alpha_is_the_rank_of_each_module():
     model = get_peft_model(make_llama(), config(target_modules=["q_proj", "v_proj"], rank_pattern={"q_proj": 2}))
     assert {m.scaling_constant["default"] for m in model.modules() if isinstance(m, MultiLoraLayer)} == {1.0}
 
 
-def test_dropout_only_while_training():
+def test_dropout_is_active_only_in_training():
     model = get_peft_model(make_llama(), config(lora_dropout=0.5))
     randomise(model)
     assert torch.equal(logits(model), logits(model))
@@ -220,12 +220,12 @@ def test_dropout_only_while_training():
     assert not torch.equal(logits(model), logits(model))
 
 
-def test_what_cannot_be_adapted_is_named():
-    with pytest.raises(AdapterError, match=r"embed_tokens.*Embedding.*linear maps"):
+def test_an_embedding_is_refused():
+    with pytest.raises(AdapterError, match=r"embed_tokens.*Embedding.*linear modules"):
         get_peft_model(make_llama(), config(target_modules=["embed_tokens"]))
 
 
-def test_all_wrong_options_are_named_together():
+def test_all_invalid_options_are_reported_together():
     with pytest.raises(AdapterError) as caught:
         MultiLoraConfig(r=0, num_branches=-1, scaling="matrix", lora_dropout=1.5)
     for part in ("r is 0", "num_branches is -1", "scaling is 'matrix'", "lora_dropout is 1.5"):

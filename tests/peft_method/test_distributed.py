@@ -1,4 +1,4 @@
-"""Two processes (gloo, CPU) take the steps that one takes: DDP, FSDP2, and FSDP2 from a sharded checkpoint."""
+"""Two processes (gloo, CPU) train like one: with DDP, FSDP2, and FSDP2 resumed from a sharded checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from conftest import make_llama, randomise
 from peft import get_peft_model
-from processes import WORLD, together
+from processes import WORLD, run_in_two_processes
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -34,7 +34,7 @@ def make_model(scaling="vector"):
 
 
 def take_steps(model, optimizer, steps, rank=0, world=1):
-    """The mean loss over processes of every step; each takes its own rows of the batch."""
+    """Train; returns the loss of each step, averaged over processes, each of which has its own rows of the batch."""
     losses = []
     for step in steps:
         rows = BATCHES[step].chunk(world)[rank]
@@ -92,7 +92,7 @@ def with_fsdp2_resumed(rank, folder, scaling):
     model_state, optimizer_state = get_state_dict(model, optimizer)
     dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / "sharded")
 
-    model = sharded(make_model(scaling))  # as a new process would begin
+    model = sharded(make_model(scaling))  # as in a new process
     optimizer = make_optimizer(model)
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": model_state, "optimizer": optimizer_state}
@@ -111,15 +111,15 @@ def process(rank, folder, work, scaling):
 @pytest.mark.parametrize("scaling", ["vector", "scalar"])
 @pytest.mark.parametrize("work", [with_ddp, with_fsdp2, with_fsdp2_resumed])
 def test_two_processes_equal_one(tmp_path: Path, work, scaling):
-    together(process, tmp_path, work, scaling)
+    run_in_two_processes(process, tmp_path, work, scaling)
     losses, parameters = torch.load(tmp_path / "result.pt")
     model = make_model(scaling)
     before = adapter(model)
-    wanted = take_steps(model, make_optimizer(model), range(STEPS))
-    assert losses == pytest.approx(wanted, abs=1e-5)
+    expected = take_steps(model, make_optimizer(model), range(STEPS))
+    assert losses == pytest.approx(expected, abs=1e-5)
     after = adapter(model)
     assert parameters.keys() == after.keys()
     for name, parameter in after.items():
         assert not torch.equal(parameter, before[name]), name
-        # Adam divides by the size of the gradient: where that is nearly zero, rounding decides a part of the step.
+        # Adam divides by the size of the gradient; where it is nearly zero, the step depends on rounding.
         torch.testing.assert_close(parameters[name], parameter, rtol=1e-3, atol=1e-3, msg=name)

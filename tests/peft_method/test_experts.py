@@ -1,4 +1,4 @@
-"""The stacked experts of a mixture of experts, in both layouts that transformers has."""
+"""The stacked experts of a mixture of experts, in both layouts of transformers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def logits(model):
 
 
 @pytest.mark.parametrize("scaling", ["vector", "scalar"])
-def test_starts_at_the_base_and_every_expert_can_learn(make, scaling):
+def test_starts_at_the_base_and_every_expert_gets_gradients(make, scaling):
     before = logits(make())
     model = get_peft_model(make(), config(scaling=scaling))
     assert torch.equal(logits(model), before)
@@ -49,7 +49,7 @@ def test_starts_at_the_base_and_every_expert_can_learn(make, scaling):
 
 
 @pytest.mark.parametrize("scaling", ["vector", "scalar"])
-def test_each_expert_gets_the_update_of_its_own_branches(make, scaling):
+def test_each_expert_has_its_own_branches(make, scaling):
     model = get_peft_model(make(), config(scaling=scaling, lora_alpha=6))
     randomise(model)
     model = model.double()
@@ -62,12 +62,12 @@ def test_each_expert_gets_the_update_of_its_own_branches(make, scaling):
         assert update.shape == untouched.get_parameter(module.full_name(name)).shape
         for expert in range(4):
             scales = [scale[expert, :, i] if scaling == "vector" else scale[expert, 0, i] for i in range(3)]
-            wanted = reference.delta_weight(list(A[expert].chunk(3)), list(B[expert].chunk(3, dim=1)), scales, 3.0)
-            got = update[expert].T if module.transposed else update[expert]
-            torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+            expected = reference.delta_weight(list(A[expert].chunk(3)), list(B[expert].chunk(3, dim=1)), scales, 3.0)
+            delta = update[expert].T if module.transposed else update[expert]
+            torch.testing.assert_close(delta, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_merged_saved_and_unloaded_are_equal(tmp_path, make):
+def test_saved_merged_and_unloaded_models_are_equal(tmp_path, make):
     model = get_peft_model(make(), config())
     randomise(model)
     expected = logits(model)
@@ -98,7 +98,7 @@ def test_checkpointing_changes_no_gradient(make):
         assert torch.equal(plain, checkpointed)
 
 
-def test_two_adapters_and_their_lora_forms(tmp_path, make):
+def test_two_adapters_exported_as_lora(tmp_path, make):
     model = get_peft_model(make(), config())
     model.add_adapter("other", config(r=3, num_branches=2, scaling="scalar"))
     randomise(model)
@@ -111,27 +111,27 @@ def test_two_adapters_and_their_lora_forms(tmp_path, make):
         torch.testing.assert_close(logits(PeftModel.from_pretrained(make(), folder)), expected[name])
     lora = convert_to_lora(model)
     assert all(isinstance(config, LoraConfig) for config in lora.peft_config.values())
-    for name, wanted in expected.items():
+    for name, expected_logits in expected.items():
         lora.set_adapter(name)
-        torch.testing.assert_close(logits(lora), wanted)
+        torch.testing.assert_close(logits(lora), expected_logits)
 
 
-def test_one_spectrum_per_expert_equal_to_that_of_the_dense_update(tmp_path, make):
+def test_the_spectrum_of_each_expert_equals_that_of_the_dense_update(tmp_path, make):
     model = get_peft_model(make(), config())
     randomise(model)
-    ours = {m.name: m for m in adapter_spectrum(model, "multilora").matrices}
-    assert len(ours) == 2 * (1 + 2 * 4)
+    matrices = {m.name: m for m in adapter_spectrum(model, "multilora").matrices}
+    assert len(matrices) == 2 * (1 + 2 * 4)
     experts = model.get_base_model().model.layers[0].mlp.experts
     dense = torch.linalg.svdvals(experts.get_delta_weight("default")[1].double())
-    spectrum = ours[f"model.layers.0.mlp.experts.{experts.parameter_name}[1]"]
+    spectrum = matrices[f"model.layers.0.mlp.experts.{experts.parameter_name}[1]"]
     assert spectrum.kind == experts.parameter_name
     torch.testing.assert_close(torch.tensor(spectrum.singular_values), dense[:6].float(), rtol=1e-4, atol=1e-5)
     lora = PeftModel.from_pretrained(make(), export_lora(model, tmp_path / "lora"))
-    for theirs in adapter_spectrum(lora, "lora").matrices:
-        assert theirs.singular_values == pytest.approx(ours[theirs.name].singular_values, rel=1e-4, abs=1e-6)
+    for matrix in adapter_spectrum(lora, "lora").matrices:
+        assert matrix.singular_values == pytest.approx(matrices[matrix.name].singular_values, rel=1e-4, abs=1e-6)
 
 
-def test_what_stacks_cannot_do_is_refused(make):
+def test_unsupported_options_of_stacks_are_refused(make):
     with pytest.raises(AdapterError, match="lora_dropout cannot be used with target_parameters"):
         config(lora_dropout=0.1)
     model = get_peft_model(make(), config())

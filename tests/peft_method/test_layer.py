@@ -1,4 +1,4 @@
-"""The layer's own forward and backward equal the plain loops, whatever the surroundings."""
+"""The layer's forward and backward equal the plain loops, also with hooks, checkpointing, autocast and compilation."""
 
 from __future__ import annotations
 
@@ -47,54 +47,55 @@ def test_forward_and_gradients_equal_the_loops(d_in, d_out, n, r, tokens, bias, 
     weights = torch.randn(tokens, d_out, dtype=torch.float64)
     A, B, scale = parameters(layer)
     inputs = (A, B, scale, x)
-    ours = layer(x)
-    mine = torch.autograd.grad((ours * weights).sum(), inputs)
+    output = layer(x)
+    gradients = torch.autograd.grad((output * weights).sum(), inputs)
     branches = list(A.chunk(n)), list(B.chunk(n, dim=1)), [scale[..., i] for i in range(n)]
     base = layer.base_layer
     expected = reference.forward(x, base.weight, base.bias, *branches, alpha / r)
-    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
-    for got, wanted in zip(mine, torch.autograd.grad((expected * weights).sum(), inputs), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), inputs)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-9)
 
 
-def plainly(monkeypatch):
+def use_plain_form(monkeypatch):
     monkeypatch.setattr(fused, "applies", lambda *_: False)
 
 
 @pytest.mark.parametrize("scaling", ["vector", "scalar"])
 @pytest.mark.parametrize("shape", [(7, 5), (2, 3, 5), (2, 2, 3, 5)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_lean_form_equals_the_plain_one(monkeypatch, scaling, shape, bias):
+def test_the_fused_form_equals_the_plain_form(monkeypatch, scaling, shape, bias):
     layer = make_layer(5, 4, bias=bias, scaling=scaling)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     results = []
     for _ in range(2):
         y = layer(x)
         results.append((y, *torch.autograd.grad(y.square().sum(), [x, *parameters(layer)])))
-        plainly(monkeypatch)
-    for lean, plain in zip(*results, strict=True):
-        torch.testing.assert_close(lean, plain, rtol=1e-10, atol=1e-10)
+        use_plain_form(monkeypatch)
+    for fused_result, plain_result in zip(*results, strict=True):
+        torch.testing.assert_close(fused_result, plain_result, rtol=1e-10, atol=1e-10)
 
 
-def test_only_the_input_and_one_narrow_vector_per_token_are_kept():
+def test_only_the_input_and_one_narrow_vector_per_token_are_saved():
     layer = make_layer(64, 64, n=3, r=2, bias=False, dtype=torch.float32)
-    owned = {p.untyped_storage().data_ptr() for p in layer.parameters()}
-    kept = {}
+    parameter_storages = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    saved = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in parameter_storages:
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     x = torch.randn(10, 64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         layer(x)
-    assert sorted(kept.values()) == [10 * 6 * 4, 10 * 64 * 4]
+    assert sorted(saved.values()) == [10 * 6 * 4, 10 * 64 * 4]
 
 
 def test_dropout_backward_uses_the_mask_of_its_forward():
-    """With a linear loss, the gradient of x is linear in the mask: finite differences under the same seed agree."""
+    """The gradient of x agrees with finite differences under the same seed, so both use the same mask."""
     layer = make_layer(6, 4, lora_dropout=0.5).train()
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
 
@@ -110,7 +111,7 @@ def test_dropout_backward_uses_the_mask_of_its_forward():
     assert torch.equal(layer(x), first)
 
 
-def test_dropout_zeroes_the_asked_share_and_keeps_the_mean():
+def test_dropout_zeroes_the_given_fraction_and_keeps_the_mean():
     drop = fused._Dropout(0.3, seed=1)
     x = torch.ones(401, 251)
     dropped = drop(x)
@@ -120,15 +121,15 @@ def test_dropout_zeroes_the_asked_share_and_keeps_the_mean():
     assert not torch.equal(fused._Dropout(0.3, seed=2)(x), dropped)
 
 
-def test_dropout_of_the_layer_keeps_the_mean_of_its_output():
+def test_dropout_keeps_the_mean_of_the_layers_output():
     layer = make_layer(6, 4, lora_dropout=0.4).train()
     x = torch.randn(1, 6, dtype=torch.float64)
     mean = sum(layer(x) for _ in range(4000)) / 4000
     torch.testing.assert_close(mean, layer.eval()(x), rtol=0.1, atol=0.1)
 
 
-def surroundings(name, layer):
-    """Things that must see the base's own call or weight; the layer then must not take its product over."""
+def modify_base(name, layer):
+    """Change the base so that the layer must call it and not compute its product itself."""
     base = layer.base_layer
     if name == "trained base":
         base.requires_grad_(True)
@@ -144,19 +145,19 @@ def surroundings(name, layer):
 
 
 @pytest.mark.parametrize("name", ["trained base", "replaced forward", "pre-hook", "hook", "subclass"])
-def test_the_bases_own_call_is_made_where_it_matters(monkeypatch, name):
+def test_a_modified_base_is_called(monkeypatch, name):
     layer = make_layer(6, 4)
-    surroundings(name, layer)
+    modify_base(name, layer)
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
     trained = [x, *(p for p in layer.parameters() if p.requires_grad)]
     results = []
     for _ in range(2):
         y = layer(x)
         results.append((y, *torch.autograd.grad(y.square().sum(), trained)))
-        plainly(monkeypatch)
+        use_plain_form(monkeypatch)
     torch.testing.assert_close(results[0][0] - layer.base_layer(x), x @ layer.get_delta_weight("default").T)
-    for lean, plain in zip(*results, strict=True):
-        torch.testing.assert_close(lean, plain, rtol=1e-10, atol=1e-10)
+    for fused_result, plain_result in zip(*results, strict=True):
+        torch.testing.assert_close(fused_result, plain_result, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -176,51 +177,51 @@ def test_checkpointing_changes_nothing(reentrant):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_an_in_place_activation_may_follow(bias):
+def test_an_in_place_activation_can_follow(bias):
     layer = make_layer(6, 4, bias=bias)
     x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
     nn.Sequential(layer, nn.ReLU(inplace=True))(x).sum().backward()
-    wanted = torch.autograd.grad(torch.relu(layer(x)).sum(), x)[0]
-    torch.testing.assert_close(x.grad, wanted)
+    expected = torch.autograd.grad(torch.relu(layer(x)).sum(), x)[0]
+    torch.testing.assert_close(x.grad, expected)
 
 
-def test_a_hook_on_the_base_sees_the_bases_own_output():
+def test_a_hook_on_the_base_gets_the_bases_output():
     layer = make_layer(6, 4, bias=False)
-    seen = []
-    layer.base_layer.register_forward_hook(lambda _, __, output: seen.append(output))
+    hooked_outputs = []
+    layer.base_layer.register_forward_hook(lambda _, __, output: hooked_outputs.append(output))
     x = torch.randn(3, 6, dtype=torch.float64)
     y = layer(x)
-    torch.testing.assert_close(seen[0], x @ layer.base_layer.weight.T)
-    assert not torch.equal(y, seen[0])
+    torch.testing.assert_close(hooked_outputs[0], x @ layer.base_layer.weight.T)
+    assert not torch.equal(y, hooked_outputs[0])
 
 
-def kept_widths(layer, x):
-    """Features per token of what is kept for backward, parameters left out."""
-    owned = {p.untyped_storage().data_ptr() for p in layer.parameters()}
-    kept = []
+def saved_widths(layer, x):
+    """The last dimension of each tensor saved for backward, without parameters."""
+    parameter_storages = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    widths = []
 
     def pack(tensor):
-        if tensor.untyped_storage().data_ptr() not in owned:
-            kept.append(tensor.shape[-1])
+        if tensor.untyped_storage().data_ptr() not in parameter_storages:
+            widths.append(tensor.shape[-1])
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         layer(x)
-    return sorted(kept)
+    return sorted(widths)
 
 
-def test_what_is_frozen_keeps_nothing():
+def test_frozen_parameters_save_no_tensors():
     layer = make_layer(64, 32, n=3, r=2, dtype=torch.float32)
     x = torch.randn(10, 64, requires_grad=True)
-    assert kept_widths(layer, x) == [6, 64]
+    assert saved_widths(layer, x) == [6, 64]
     layer.multilora_A["default"].requires_grad_(False)
-    assert kept_widths(layer, x) == [6]
+    assert saved_widths(layer, x) == [6]
     layer.requires_grad_(False)
-    assert kept_widths(layer, x) == []
+    assert saved_widths(layer, x) == []
 
 
-def test_under_offloading_the_parameters_are_there():
-    """accelerate brings a module's parameters in when the module is called."""
+def test_offloaded_parameters_are_loaded():
+    """accelerate loads a module's parameters when the module is called."""
     from accelerate import cpu_offload
 
     layer = make_layer(64, 32, dtype=torch.float32).requires_grad_(False)
@@ -233,7 +234,7 @@ def test_under_offloading_the_parameters_are_there():
     torch.testing.assert_close(layer.effective_factors("default"), factors)
 
 
-def test_parameters_left_elsewhere_are_an_error():
+def test_parameters_on_another_device_are_an_error():
     layer = make_layer(6, 4)
     layer.multilora_B["default"] = nn.Parameter(layer.multilora_B["default"].to("meta"))
     layer.multilora_A["default"] = nn.Parameter(layer.multilora_A["default"].to("meta"))
@@ -241,7 +242,7 @@ def test_parameters_left_elsewhere_are_an_error():
         layer(torch.randn(3, 6, dtype=torch.float64))
 
 
-def test_shapes_without_data():
+def test_meta_tensors():
     layer = make_layer(6, 4).to("meta")
     assert layer(torch.empty(3, 6, dtype=torch.float64, device="meta")).shape == (3, 4)
 
@@ -253,7 +254,7 @@ def test_traced_equals_eager():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_backward_may_run_inside_autocast(dropout):
+def test_backward_can_run_inside_autocast(dropout):
     layer = make_layer(6, 4, dtype=torch.float32, lora_dropout=dropout).train()
     x = torch.randn(3, 6, requires_grad=True)
     gradients = []
@@ -262,11 +263,11 @@ def test_backward_may_run_inside_autocast(dropout):
         y = layer(x)
         with torch.autocast("cpu", torch.bfloat16, enabled=inside):
             gradients.append(torch.autograd.grad(y.square().sum(), [x, *parameters(layer)]))
-    for plain, mine in zip(*gradients, strict=True):
-        assert torch.equal(plain, mine)
+    for outside_gradient, inside_gradient in zip(*gradients, strict=True):
+        assert torch.equal(outside_gradient, inside_gradient)
 
 
-def test_autocast_leaves_float64_alone():
+def test_autocast_does_not_cast_float64():
     layer = make_layer(6, 4)
     x = torch.randn(3, 6, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
@@ -275,7 +276,7 @@ def test_autocast_leaves_float64_alone():
     torch.testing.assert_close(y, layer(x))
 
 
-def test_autocast_computes_low_and_learns_high():
+def test_autocast_computes_in_bfloat16_with_float32_gradients():
     layer = make_layer(16, 8, dtype=torch.float32)
     x = torch.randn(5, 16, requires_grad=True)
     exact = layer(x)
@@ -292,15 +293,15 @@ def test_compiled_equals_eager():
     layer = make_layer(6, 4, dtype=torch.float32)
     x = torch.randn(3, 6, requires_grad=True)
     y = layer(x)
-    wanted = torch.autograd.grad(y.square().sum(), [x, *parameters(layer)])
+    expected_gradients = torch.autograd.grad(y.square().sum(), [x, *parameters(layer)])
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
     torch.testing.assert_close(compiled, y, rtol=1e-5, atol=1e-5)
-    got = torch.autograd.grad(compiled.square().sum(), [x, *parameters(layer)])
-    for mine, theirs in zip(got, wanted, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad(compiled.square().sum(), [x, *parameters(layer)])
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_each_row_its_own_adapter():
+def test_a_batch_with_an_adapter_per_row():
     model = get_peft_model(make_llama(), MultiLoraConfig(r=2, target_modules="all-linear"))
     model.add_adapter("other", MultiLoraConfig(r=3, num_branches=2, target_modules="all-linear"))
     randomise(model)

@@ -1,4 +1,4 @@
-"""The adapter in trainers that are not ours: transformers' Trainer and TRL's SFTTrainer."""
+"""The adapter in other trainers: transformers' Trainer and TRL's SFTTrainer."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def logits(model):
 @pytest.mark.parametrize("make", [with_trainer, with_trl], ids=["Trainer", "SFTTrainer"])
 def test_trains_saves_resumes_and_reloads(tmp_path, make):
     torch.manual_seed(0)
-    whole = make(tmp_path / "run")
-    before = trained(whole)
-    whole.train()
-    losses = [entry["loss"] for entry in whole.state.log_history if "loss" in entry]
+    uninterrupted = make(tmp_path / "run")
+    before = trained(uninterrupted)
+    uninterrupted.train()
+    losses = [entry["loss"] for entry in uninterrupted.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]
-    after = trained(whole)
+    after = trained(uninterrupted)
     assert len(after) == 2 * 7 * 3
     assert not any(torch.equal(before[name], after[name]) for name in after)
 
@@ -70,10 +70,10 @@ def test_trains_saves_resumes_and_reloads(tmp_path, make):
     for name, parameter in trained(resumed).items():
         assert torch.equal(parameter, after[name]), name
 
-    whole.save_model(str(tmp_path / "adapter"))
+    uninterrupted.save_model(str(tmp_path / "adapter"))
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
     reloaded = PeftModel.from_pretrained(make_llama(), tmp_path / "adapter")
-    assert torch.equal(logits(reloaded), logits(whole.model))
+    assert torch.equal(logits(reloaded), logits(uninterrupted.model))
 
 
 def test_one_call_loads_base_and_adapter(tmp_path):
@@ -85,11 +85,11 @@ def test_one_call_loads_base_and_adapter(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
-def test_transformers_own_adapter_methods(tmp_path):
-    """`add_adapter`, `load_adapter` and friends, which put adapters into a model that stays a transformers model."""
+def test_the_adapter_methods_of_transformers(tmp_path):
+    """`add_adapter`, `load_adapter` and others, which insert adapters without wrapping the model."""
     model = make_llama()
     before = logits(model)
-    model.add_adapter(MultiLoraConfig(**CONFIG, init_weights=False), adapter_name="mine")
+    model.add_adapter(MultiLoraConfig(**CONFIG, init_weights=False), adapter_name="first")
     after = logits(model)
     assert not torch.equal(after, before)
     model.disable_adapters()
@@ -98,12 +98,12 @@ def test_transformers_own_adapter_methods(tmp_path):
     model.save_pretrained(tmp_path / "adapter")
 
     fresh = make_llama()
-    fresh.load_adapter(str(tmp_path / "adapter"), adapter_name="theirs")
+    fresh.load_adapter(str(tmp_path / "adapter"), adapter_name="loaded")
     assert torch.equal(logits(fresh), after)
     fresh.add_adapter(MultiLoraConfig(r=1, target_modules=["q_proj"]), adapter_name="second")
     assert fresh.active_adapters() == ["second"]
     assert torch.equal(logits(fresh), before)
-    fresh.set_adapter("theirs")
+    fresh.set_adapter("loaded")
     assert torch.equal(logits(fresh), after)
-    fresh.delete_adapter("theirs")
+    fresh.delete_adapter("loaded")
     assert set(fresh.peft_config) == {"second"}

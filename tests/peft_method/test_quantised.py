@@ -1,4 +1,4 @@
-"""Quantised bases, on the CPU: bitsandbytes in 4 and 8 bits, torchao in 8."""
+"""Quantised bases on the CPU: bitsandbytes with 4 and 8 bits, torchao with 8 bits."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ QUANTISATIONS = {
 @pytest.fixture(params=QUANTISATIONS)
 def load(request, tmp_path):
     settings = QUANTISATIONS[request.param]()
-    # Wide enough for whole quantisation blocks.
+    # Sizes that are multiples of the quantisation block.
     make_llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
 
-    def again():
+    def load_base():
         return AutoModelForCausalLM.from_pretrained(
             tmp_path / "base", quantization_config=copy.deepcopy(settings), dtype=torch.float32, device_map="cpu"
         )
 
-    return again
+    return load_base
 
 
 def logits(model):
@@ -74,29 +74,29 @@ def test_learns_saves_and_reloads(load, tmp_path):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.85 * losses[0]
-    # Before saving: that makes bitsandbytes undo its repacking for the CPU, with a loss in the base.
+    # Before saving, because then bitsandbytes undoes its repacking for the CPU, with a loss of precision in the base.
     expected = logits(model)
     model.save_pretrained(tmp_path / "adapter")
     assert torch.equal(logits(PeftModel.from_pretrained(load(), tmp_path / "adapter")), expected)
 
 
-def test_starts_exactly_at_the_quantised_base(load):
+def test_the_untrained_adapter_does_not_change_the_model(load):
     assert torch.equal(logits(get_peft_model(load(), config())), logits(load()))
 
 
-def test_the_untrained_adapter_is_the_base_under_autocast_too(load):
+def test_the_untrained_adapter_does_not_change_the_model_under_autocast(load):
     base, adapted = load().eval(), get_peft_model(load(), config()).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        expected, found = base(IDS).logits, adapted(IDS).logits
+        expected, output = base(IDS).logits, adapted(IDS).logits
         with adapted.disable_adapter():
             disabled = adapted(IDS).logits
-    assert found.dtype == expected.dtype
-    assert torch.equal(found, expected)
+    assert output.dtype == expected.dtype
+    assert torch.equal(output, expected)
     assert torch.equal(disabled, expected)
 
 
-def test_training_after_evaluation_is_right_or_refused(load):
-    """bitsandbytes' 4-bit layers lose their backward on the CPU once they were evaluated."""
+def test_training_after_evaluation_is_correct_or_refused(load):
+    """On the CPU, bitsandbytes' 4-bit layers have no backward after an evaluation."""
     fresh, evaluated = (get_peft_model(load(), config()) for _ in range(2))
     evaluated.load_state_dict({k: v for k, v in fresh.state_dict().items() if "multilora_" in k}, strict=False)
     for model in (fresh, evaluated):
@@ -111,11 +111,11 @@ def test_training_after_evaluation_is_right_or_refused(load):
             problem = str(error)
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     if problem:
-        assert "load the base anew to train" in problem
+        assert "reload the base to train" in problem
         assert gradients[1] == [None] * len(gradients[0])
         return
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other)
+    for fresh_gradient, evaluated_gradient in zip(*gradients, strict=True):
+        torch.testing.assert_close(fresh_gradient, evaluated_gradient)
 
 
 def test_exported_lora_is_equal_on_the_same_base(load, tmp_path):
@@ -126,8 +126,8 @@ def test_exported_lora_is_equal_on_the_same_base(load, tmp_path):
     torch.testing.assert_close(logits(lora), logits(model), rtol=1e-4, atol=1e-4)
 
 
-def test_the_branches_gradients_are_those_of_a_plain_base(load):
-    """With the dequantised weights in a plain base, loss and gradients are the same."""
+def test_the_branches_gradients_equal_those_on_a_plain_base(load):
+    """A plain base with the dequantised weights has the same gradients."""
     quantised = get_peft_model(load(), config())
     randomise(quantised)
     layer = next(module for module in quantised.modules() if isinstance(module, MultiLoraLayer))
@@ -138,10 +138,10 @@ def test_the_branches_gradients_are_those_of_a_plain_base(load):
     y = layer(x)
     parts = [getattr(layer, part)["default"] for part in layer.adapter_layer_names]
     weights = torch.randn_like(y)
-    got = torch.autograd.grad((y * weights).sum(), [x, *parts])
+    gradients = torch.autograd.grad((y * weights).sum(), [x, *parts])
     layer.base_layer, layer.quantization_backend = plain_base, None
-    wanted = torch.autograd.grad((layer(x) * weights).sum(), [x, *parts])
-    # Int8 matrix products round the base's share of y and of the gradient of x; the branches' own are exact.
-    for mine, theirs in zip(got[1:], wanted[1:], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(got[0], wanted[0], rtol=0.05, atol=0.2)
+    expected_gradients = torch.autograd.grad((layer(x) * weights).sum(), [x, *parts])
+    # Int8 products round the base's part of y and of the gradient of x; the branches' gradients are exact.
+    for gradient, expected_gradient in zip(gradients[1:], expected_gradients[1:], strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradients[0], expected_gradients[0], rtol=0.05, atol=0.2)

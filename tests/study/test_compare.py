@@ -30,7 +30,8 @@ def test_a_model_is_gone_before_the_next_is_loaded(recipe, tmp_path, monkeypatch
 
     monkeypatch.setattr(compare_module, "load_base", loading(compare_module.load_base, lambda model: model))
     monkeypatch.setattr(compare_module, "prepare", loading(compare_module.prepare, lambda prepared: prepared.model))
-    recipe = {**recipe, "training": {**recipe["training"], "max_steps": 2}, "evaluation": {"max_examples": 4, "max_new_tokens": 4}}
+    recipe["training"]["max_steps"] = 2
+    recipe["evaluation"] = {"max_examples": 4, "max_new_tokens": 4}
     comparison = compare(Recipe.load(recipe), METHODS, tmp_path / "out")
     assert len(models) == 3
     assert [result.label for result in comparison.results] == ["lora", "multilora"]

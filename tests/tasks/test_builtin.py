@@ -1,11 +1,11 @@
-"""Every built-in task on a hand-written record of its official file and of the hub's form."""
+"""Every built-in task on hand-written records in the official format and the hub's format."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from conftest import write_jsonl
+from conftest import numbered, write_jsonl
 from datasets import Dataset
 
 from multilora.errors import DataError
@@ -15,7 +15,7 @@ from multilora.tasks import make_task
 from multilora.tasks.superglue import RENDERERS
 
 PASSAGE = "Ann met Bob in Rome.\n@highlight\nAnn likes Rome"
-# task -> (official record, hub record, label as the response text)
+# task -> (official record, hub record, responses)
 SUPERGLUE = {
     "boolq": (
         {"question": "is ice cold", "passage": "Ice is cold.", "label": True},
@@ -104,14 +104,14 @@ SUPERGLUE = {
 @pytest.mark.parametrize("name", RENDERERS)
 def test_superglue_official_and_hub_records_agree(name):
     official, hub, responses = SUPERGLUE[name]
-    ours = list(RENDERERS[name](official, "here"))
-    assert [example["response"] for example in ours] == responses
-    assert next(RENDERERS[name](hub, "here")) == ours[0]
-    for example in ours:
+    examples = list(RENDERERS[name](official, "here"))
+    assert [example["response"] for example in examples] == responses
+    assert next(RENDERERS[name](hub, "here")) == examples[0]
+    for example in examples:
         assert example["response"] == example["choices"][example["correct"][0]]
 
 
-def test_copa_asks_for_the_cause_when_asked():
+def test_copa_asks_for_the_cause():
     record = {**SUPERGLUE["copa"][0], "question": "cause"}
     (example,) = RENDERERS["copa"](record, "here")
     assert "cause" in example["prompt"]
@@ -133,12 +133,12 @@ def test_record_counts_every_official_answer():
         ("copa", {"question": "why"}, "question 'why'"),
     ],
 )
-def test_wrong_labels_are_named(name, change, message):
+def test_invalid_labels_are_reported(name, change, message):
     with pytest.raises(DataError, match=message):
         list(RENDERERS[name]({**SUPERGLUE[name][0], **change}, "here"))
 
 
-def test_a_missing_field_is_named_with_those_present():
+def test_a_missing_field_is_reported_with_the_present_fields():
     record = {"premise": "a", "label": 0}
     with pytest.raises(DataError, match=r"here: no field 'hypothesis'; the record has 'premise', 'label'"):
         list(RENDERERS["rte"](record, "here"))
@@ -170,14 +170,14 @@ def test_alpaca_and_dolly(tmp_path):
     task = make_task(TaskSection(name="alpaca", path=str(tmp_path / "alpaca.json"), holdout=0.25))
     prompts = set(task.load("train")["prompt"]) | set(task.load("eval")["prompt"])
     assert prompts == {"Add.", "Add.\n\n1 2"}
-    dolly = [{"instruction": "Add.", "context": "1 2", "response": "3", "category": "x"}] * 2
+    dolly = numbered({"instruction": "Add.", "context": "1 2", "response": "3", "category": "x"}, 2)
     write_jsonl(tmp_path / "dolly.jsonl", dolly)
     task = make_task(TaskSection(name="dolly", path=str(tmp_path / "dolly.jsonl")))
     assert task.load("train")[0]["prompt"] == "Add.\n\n1 2"
     assert task.kind == "loss"
 
 
-def test_records_without_a_response_are_left_out_and_logged(tmp_path, caplog):
+def test_records_without_a_response_are_dropped_and_logged(tmp_path, caplog):
     records = [{"instruction": f"Add {i}.", "input": "", "output": "" if i == 1 else "3"} for i in range(6)]
     (tmp_path / "alpaca.json").write_text(json.dumps(records))
     section = TaskSection(name="alpaca", path=str(tmp_path / "alpaca.json"))
@@ -189,7 +189,7 @@ def test_records_without_a_response_are_left_out_and_logged(tmp_path, caplog):
         dropped.update(task.dropped)
     assert sizes == 5
     assert dropped == {"empty response": 1}
-    assert "left out 1 (empty response)" in caplog.text
+    assert "dropped 1 (empty response)" in caplog.text
 
 
 @pytest.mark.parametrize("family", [name for name in BUILT_IN if name.startswith("nano/")])
@@ -212,7 +212,7 @@ def test_every_built_in_task_can_be_made():
 SUBJECTS = {"astronomy": 3, "world_religions": 2}
 
 
-def lay_out_mmlu(folder, auxiliary=False):
+def write_mmlu(folder, auxiliary=False):
     for part in ("dev", "val", "test"):
         (folder / part).mkdir(parents=True)
         for subject, count in SUBJECTS.items():
@@ -223,9 +223,9 @@ def lay_out_mmlu(folder, auxiliary=False):
         (folder / "auxiliary_train" / "race.csv").write_text("Who?,a,b,c,d,D\n")
 
 
-@pytest.mark.parametrize("below", ["", "data"])
-def test_mmlu(below, tmp_path):
-    lay_out_mmlu(tmp_path / below)
+@pytest.mark.parametrize("subfolder", ["", "data"])
+def test_mmlu(subfolder, tmp_path):
+    write_mmlu(tmp_path / subfolder)
     task = make_task(TaskSection(name="mmlu", path=str(tmp_path)))
     train, test = task.load("train"), task.load("eval")
     assert (len(train), len(test)) == (10, 5)
@@ -234,13 +234,13 @@ def test_mmlu(below, tmp_path):
         "test world_religions, 1?\nA. one\nB. two, 2\nC. 3\nD. four\nAnswer:"
     )
     assert (test[4]["response"], test[4]["choices"], test[4]["group"]) == ("B", ["A", "B", "C", "D"], "world_religions")
-    said = ["A", "B", "A", "A", "A"]
-    score = task.score(test.to_list(), said)
+    predictions = ["A", "B", "A", "A", "A"]
+    score = task.score(test.to_list(), predictions)
     assert score == {"accuracy": 0.6, "accuracy_over_subjects": pytest.approx((2 / 3 + 1 / 2) / 2)}
 
 
 def test_mmlu_with_its_auxiliary_training_data_and_by_subject(tmp_path):
-    lay_out_mmlu(tmp_path, auxiliary=True)
+    write_mmlu(tmp_path, auxiliary=True)
     train = make_task(TaskSection(name="mmlu", path=str(tmp_path))).load("train")
     assert len(train) == 11
     assert train[0]["prompt"].startswith("The following are multiple choice questions (with answers).\n\nWho?\nA. a")
@@ -251,10 +251,10 @@ def test_mmlu_with_its_auxiliary_training_data_and_by_subject(tmp_path):
         make_task(TaskSection(name="mmlu/astronmy", path=str(tmp_path))).load("eval")
 
 
-def test_mmlu_in_wrong_layouts(tmp_path):
+def test_invalid_mmlu_folders(tmp_path):
     with pytest.raises(DataError, match="expected folders dev, val and test"):
         make_task(TaskSection(name="mmlu", path=str(tmp_path))).load("train")
-    lay_out_mmlu(tmp_path)
+    write_mmlu(tmp_path)
     path = tmp_path / "test" / "astronomy_test.csv"
     path.write_text("Who?,a,b,c,d,A\nWho?,a,b,c,d,E\n")
     with pytest.raises(DataError, match=r"astronomy_test.csv, line 2: answer 'E', expected a letter A to D or 0 to 3"):
@@ -268,8 +268,8 @@ STEM, TEXTS = "Why is ice cold?", ["because", "it is not", "no"]
 SCIENCE = "Why is ice cold?\nA. because\nB. it is not\nC. no\nAnswer:"
 
 
-def science_record(labels, key):
-    choices = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
+def science_record(names, key):
+    choices = [{"text": text, "label": name} for text, name in zip(TEXTS, names, strict=True)]
     return {"id": "x", "question": {"stem": STEM, "choices": choices}, "answerKey": key}
 
 
@@ -293,34 +293,34 @@ def test_science_questions(name, files, hub, tmp_path, monkeypatch):
     assert (first["prompt"], first["response"], first["choices"]) == (SCIENCE, "B", ["A", "B", "C"])
 
     row = {**hub, "choices": {"text": TEXTS, "label": ["A", "B", "C"]}, "answerKey": "B"}
-    asked = []
+    calls = []
 
     def load_dataset(*arguments, **options):
-        asked.append((*arguments, options["split"]))
+        calls.append((*arguments, options["split"]))
         return Dataset.from_list([row])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     assert make_task(TaskSection(name=name)).load("eval")[0] == first
     config = {"arc/easy": "ARC-Easy", "arc/challenge": "ARC-Challenge", "openbookqa": "main"}[name]
-    assert asked[0][1:] == (config, "test")
+    assert calls[0][1:] == (config, "test")
 
 
 def test_an_answer_key_outside_the_labels(tmp_path):
     write_jsonl(tmp_path / "ARC-Easy-Train.jsonl", [science_record("ABC", "D")])
-    with pytest.raises(DataError, match=r"answerKey 'D' is none of the labels \['A', 'B', 'C'\]"):
+    with pytest.raises(DataError, match=r"answerKey 'D' is not one of the labels \['A', 'B', 'C'\]"):
         make_task(TaskSection(name="arc/easy", path=str(tmp_path))).load("train")
 
 
-def test_mmlu_of_the_hub(monkeypatch):
+def test_mmlu_from_the_hub(monkeypatch):
     row = {"question": "Why?", "subject": "world_religions", "choices": ["a", "b", "c", "d"], "answer": 2}
-    asked = []
+    calls = []
 
     def load_dataset(*arguments, **options):
-        asked.append((*arguments, options["split"]))
+        calls.append((*arguments, options["split"]))
         return Dataset.from_list([row])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     (example,) = make_task(TaskSection(name="mmlu")).load("train")
     make_task(TaskSection(name="mmlu/world_religions")).load("eval")
     assert (example["response"], example["group"]) == ("C", "world_religions")
-    assert asked == [("cais/mmlu", "all", "dev+validation"), ("cais/mmlu", "world_religions", "test")]
+    assert calls == [("cais/mmlu", "all", "dev+validation"), ("cais/mmlu", "world_religions", "test")]

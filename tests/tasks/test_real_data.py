@@ -1,4 +1,4 @@
-"""Every task file on its real data, where that lies beside the checkout."""
+"""Every task on its real data, if the data is beside the checkout."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no real data bes
 # name -> (path, eval_path, training examples, evaluation examples), counted from the files' own documentation
 REAL = {
     "gsm8k": ("gsm8k", None, 7473, 1319),
-    "dolly": ("dolly15k/dolly.jsonl", None, 13342, 1482),
-    "alpaca": ("alpaca_subsets/torchtune_alpaca_tiny.json", None, 90, 10),
+    "dolly": ("dolly15k/dolly.jsonl", None, None, None),
+    "alpaca": ("alpaca_subsets/torchtune_alpaca_tiny.json", None, None, None),
     "mmlu": ("mmlu", None, 285 + 1531, 14042),
     "superglue/boolq": ("superglue/BoolQ/fewglue_train32.jsonl", "superglue/BoolQ/val.jsonl", 32, 3270),
     "superglue/cb": ("superglue/CB", None, 250, 56),
@@ -27,6 +27,8 @@ REAL = {
     "superglue/wic": ("superglue/WiC", None, 5428, 638),
     "superglue/wsc": ("superglue/WSC", None, 554, 104),
 }
+# Tasks without an evaluation split -> all examples.
+HELD_OUT = {"dolly": 14_824, "alpaca": 100}
 ALPACA = {"llamafactory_alpaca_en_demo": 999, "superlog_alpaca_1k_longest": 1013, "torchtune_alpaca_tiny": 100}
 
 
@@ -40,25 +42,31 @@ def real_task(name):
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_files_load_whole(name):
+def test_real_files_load_completely(name):
     task = real_task(name)
     for split, expected in zip(("train", "eval"), REAL[name][2:], strict=True):
         dataset = task.load(split)
-        assert len(dataset) == expected if expected else len(dataset) >= 32
+        if name in HELD_OUT:
+            fraction = len(dataset) / HELD_OUT[name]
+            assert fraction == pytest.approx(0.9 if split == "train" else 0.1, abs=1.5 / HELD_OUT[name] ** 0.5)
+        else:
+            assert len(dataset) == expected if expected else len(dataset) >= 32
         examples = dataset.to_list()
         for example in examples:
             assert example["prompt"].strip()
             assert example["response"].strip()
-            assert [example["choices"][label] for label in example["correct"][:1]] == [example["response"]][
+            assert [example["choices"][index] for index in example["correct"][:1]] == [example["response"]][
                 : len(example["choices"])
             ]
-    # Who says the reference is right by every metric.
+    if name in HELD_OUT:
+        assert len(task.load("train")) + len(task.load("eval")) == HELD_OUT[name]
+    # The reference responses are correct by every metric.
     if task.kind != "loss":
         scores = task.score(examples, [example["response"] for example in examples])
         assert set(scores.values()) == {1.0}
 
 
-def test_no_real_record_is_left_out_but_dollys_empty_ones():
+def test_no_real_record_is_dropped_except_empty_responses():
     for name in REAL:
         task = real_task(name)
         for split in ("train", "eval"):
@@ -79,7 +87,7 @@ def test_mmlu_has_57_subjects():
 
 
 def test_multirc_has_953_questions_and_its_majority_score():
-    """Saying no to everything finds no right answer: F1a 0, and EM the questions without one."""
+    """Always answering no finds no correct answer: F1a is 0, and EM the fraction of questions without one."""
     task = real_task("superglue/multirc")
     examples = task.load("eval").to_list()
     assert len({example["group"] for example in examples}) == 953
@@ -89,7 +97,7 @@ def test_multirc_has_953_questions_and_its_majority_score():
 
 
 def test_majority_scores_of_cb():
-    """SuperGLUE's most-frequent-class row is 21.7 F1 and 48.4 accuracy on the test set; here validation."""
+    """SuperGLUE's most-frequent-class row is 21.7 F1 and 48.4 accuracy on the test set; this is validation."""
     task = real_task("superglue/cb")
     examples = task.load("eval").to_list()
     scores = task.score(examples, ["false"] * len(examples))
@@ -108,7 +116,7 @@ def test_alpaca_variants(name):
 
 
 def test_seed_tasks_as_own_data():
-    """Instructions with a list of instances, through templates."""
+    """Instructions with a list of instances, rendered by templates."""
     path = REAL_DATA / "alpaca_subsets" / "seed_tasks.jsonl"
     section = TaskSection(
         name="seeds",

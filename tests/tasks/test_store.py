@@ -1,7 +1,8 @@
-"""Examples are built once, found again, and built anew when anything about them changes."""
+"""Examples are built once, reused, and rebuilt when anything that they depend on changes."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from conftest import write_jsonl
 from multilora.errors import DataError
 from multilora.recipe import TaskSection
 from multilora.tasks import make_task
-from multilora.tasks.base import held_out_indices
+from multilora.tasks.holdout import draw_of
 from multilora.tasks.templates import FieldTemplate
 
 
@@ -24,7 +25,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def rendered(monkeypatch):
-    """How many texts were rendered."""
+    """The number of rendered texts."""
     count = [0]
     render = FieldTemplate.render
 
@@ -41,7 +42,7 @@ def load(path, split="train", **keys):
     return make_task(TaskSection(name="mine", path=str(path), **keys)).load(split)
 
 
-def test_a_second_load_reads_what_the_first_built(tmp_path, cache, rendered):
+def test_a_second_load_reuses_the_examples_of_the_first(tmp_path, cache, rendered):
     path = write_jsonl(tmp_path / "t.jsonl", [{"q": f"q{i}", "a": f"a{i}"} for i in range(2500)])
     first = load(path)
     assert rendered[0] == 5000
@@ -50,13 +51,14 @@ def test_a_second_load_reads_what_the_first_built(tmp_path, cache, rendered):
     assert again.to_list() == first.to_list()
     assert again._fingerprint == first._fingerprint != evaluation._fingerprint
     assert [Path(file["filename"]).parent.parent for file in first.cache_files] == [cache]
-    held_out = held_out_indices(2500, 0.1)
+    held_out = {i for i in range(2500) if draw_of({"q": f"q{i}", "a": f"a{i}"}) < 0.1}
+    assert 200 < len(held_out) < 300
     assert evaluation["prompt"][:] == [f"q{i}" for i in range(2500) if i in held_out]
     assert first["prompt"][:] == [f"q{i}" for i in range(2500) if i not in held_out]
     assert not list(cache.glob(".partial*"))
 
 
-def test_a_changed_file_or_option_is_built_anew(tmp_path, cache, rendered):
+def test_a_changed_file_or_option_rebuilds_the_examples(tmp_path, cache, rendered):
     path = write_jsonl(tmp_path / "t.jsonl", [{"q": f"q{i}", "a": f"a{i}"} for i in range(10)])
     load(path)
     assert load(path, prompt="{{ q }}!")[0]["prompt"].endswith("!")
@@ -72,10 +74,10 @@ def test_an_error_leaves_nothing_behind(tmp_path, cache):
     for _ in range(2):
         with pytest.raises(DataError, match="line 1501"):
             load(path)
-    assert list(cache.iterdir()) == []
+    assert list(cache.glob("examples-*")) == list(cache.glob(".partial*")) == []
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "file"))
     path = write_jsonl(tmp_path / "t.jsonl", [{"q": "q", "a": "a"}] * 3)
@@ -83,8 +85,8 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
         load(path)
 
 
-def test_records_are_not_held_all_at_once(tmp_path, cache, monkeypatch):
-    """While a record is read, the examples of no more than a batch are waiting."""
+def test_only_one_batch_of_examples_is_in_memory(tmp_path, cache, monkeypatch):
+    """While records are read, the examples of at most one batch are in memory."""
     from multilora.tasks import store
 
     monkeypatch.setattr(store, "BATCH_ROWS", 10)
@@ -104,5 +106,37 @@ def test_records_are_not_held_all_at_once(tmp_path, cache, monkeypatch):
 
     plain = TextTask.examples
     monkeypatch.setattr(TextTask, "examples", lambda self, record, where: map(Counted, plain(self, record, where)))
-    assert len(load(path)) == 450
+    assert 430 < len(load(path)) < 470
     assert alive[1] <= 12
+
+
+def test_new_rows_move_no_record_to_the_other_side(tmp_path, cache):
+    records = [{"q": f"q{i}", "a": f"a{i}"} for i in range(60)]
+    sides = []
+    for count in (2, 20, 40, 60):
+        path = write_jsonl(tmp_path / f"{count}.jsonl", records[:count][::-1])
+        train, held = set(load(path)["prompt"]), set(load(path, "eval")["prompt"])
+        assert train
+        assert held
+        assert not train & held
+        sides.append((train, held))
+    for (train, _), (_, later_held) in itertools.combinations(sides, 2):
+        assert not train & later_held
+
+
+def test_copies_of_a_record_are_on_one_side(tmp_path, cache):
+    path = write_jsonl(tmp_path / "t.jsonl", [{"q": f"q{i % 10}", "a": "a"} for i in range(50)])
+    train, held = load(path, holdout=0.3)["prompt"], load(path, "eval", holdout=0.3)["prompt"]
+    assert not set(train) & set(held)
+    assert len(train) + len(held) == 50
+
+
+def test_a_touched_or_moved_file_holds_the_same_data(tmp_path, cache, rendered):
+    path = write_jsonl(tmp_path / "t.jsonl", [{"q": f"q{i}", "a": f"a{i}"} for i in range(10)])
+    first = load(path)
+    os.utime(path, (0, 0))
+    assert load(path)._fingerprint == first._fingerprint
+    (tmp_path / "elsewhere").mkdir()
+    path = path.rename(tmp_path / "elsewhere" / "t.jsonl")
+    assert load(path)._fingerprint == first._fingerprint
+    assert rendered[0] == 20

@@ -1,6 +1,6 @@
-"""`python accelerate_on_cpu.py ...` is `multilora ...` where accelerate shards on the CPU too; it does so on GPUs only.
+"""`multilora` with sharding on the CPU, which accelerate supports only on GPUs: `python accelerate_on_cpu.py ...`.
 
-Everything else is accelerate's own: its plugins, its wrapping, its checkpoints.
+Everything else is unmodified accelerate: plugins, wrapping, checkpoints.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _initialise, _prepare = AcceleratorState.__init__, PartialState._prepare_backend
 def _with_fsdp(self: AcceleratorState, *arguments: Any, fsdp_plugin: Any = None, **options: Any) -> None:
     _initialise(self, *arguments, fsdp_plugin=fsdp_plugin, **options)
     if self.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        # What accelerate does for every kind of accelerator.
+        # The same steps as in accelerate for GPUs.
         self.distributed_type = DistributedType.FSDP
         if self._mixed_precision != "no":
             fsdp_plugin.set_mixed_precision(self._mixed_precision)

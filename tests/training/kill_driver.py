@@ -1,7 +1,7 @@
-"""Trains a recipe in child processes that are killed at random moments, until one of them finishes.
+"""Train a recipe in child processes that are killed at random times, until one of them finishes.
 
-python kill_driver.py RECIPE.json SEED KILLS: prints {"kills": ..., "resumed_from": [...]} as JSON. Children are
-forked, so that each one starts at once.
+`python kill_driver.py RECIPE.json SEED KILLS` prints {"kills": ..., "resumed_from": [...]}. Children are forked, so
+that they start quickly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from multilora.training.checkpoint import checkpoints
 
 
 class Slowly(TrainerCallback):
-    """So that a run is long enough to be killed many times."""
+    """Makes a run long enough to be killed many times."""
 
     def on_step_end(self, args, state, control, **_):
         time.sleep(0.02)
@@ -39,33 +39,33 @@ def child(recipe):
 
 
 def main():
-    path, seed, wanted = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    path, seed, target_kills = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     with open(path) as file:
         recipe = json.load(file)
-    chance = random.Random(seed)
-    kills, begun = 0, []
+    rng = random.Random(seed)
+    kills, resumed_from = 0, []
     folder = Path(recipe["output_dir"]) / "checkpoints"
     log = folder.parent / "metrics.jsonl"
     while True:
-        found = checkpoints(folder)
-        begun.append(found[-1].name if found else None)
+        complete = checkpoints(folder)
+        resumed_from.append(complete[-1].name if complete else None)
         process = os.fork()
         if process == 0:
             child(recipe)
-        # A third of the kills fall anywhere from the start on, the others a little after the log has grown, so that
-        # the run gets on and dies in the middle of steps and of writing.
-        enough = kills >= wanted
+        # A third of the kills happen at any time after the start. The others follow shortly after a new line in the
+        # log, so that the run makes progress and is killed during steps and while writing.
+        enough = kills >= target_kills
         size = log.stat().st_size if log.exists() else 0
-        wait = enough or chance.random() > 1 / 3
-        deadline = time.monotonic() + (600 if wait else chance.uniform(0.05, 3))
+        wait = enough or rng.random() > 1 / 3
+        deadline = time.monotonic() + (600 if wait else rng.uniform(0.05, 3))
         status = None
         while time.monotonic() < deadline:
-            done, status = os.waitpid(process, os.WNOHANG)
-            if done:
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if ended:
                 break
             if wait and not enough and log.exists() and log.stat().st_size != size:
-                wait, deadline = False, time.monotonic() + chance.uniform(0, 0.3)
+                wait, deadline = False, time.monotonic() + rng.uniform(0, 0.3)
             time.sleep(0.002)
         else:
             os.kill(process, signal.SIGKILL)
@@ -74,7 +74,7 @@ def main():
             continue
         if status != 0:
             sys.exit(f"a child failed with {status} after {kills} kills")
-        print(json.dumps({"kills": kills, "resumed_from": begun}))
+        print(json.dumps({"kills": kills, "resumed_from": resumed_from}))
         return
 
 

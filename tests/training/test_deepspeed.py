@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO-2 and ZeRO-3 through accelerate: two gloo processes train as one; `make test-deepspeed`."""
+"""ZeRO-2 and ZeRO-3 through accelerate: two gloo processes train like one. Run with `make test-deepspeed`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from processes import accelerated, assert_same_course, assert_same_log, in_two, weights_of
+from processes import accelerate_train, assert_same_log, assert_same_run, saved_weights, split_recipe
 
 import multilora
 from multilora.runs.directory import Run
@@ -20,7 +20,7 @@ pytestmark = [
 
 
 def train(config, recipe, *options):
-    return accelerated(config, recipe, *options, DS_ACCELERATOR="cpu")
+    return accelerate_train(config, recipe, *options, DS_ACCELERATOR="cpu")
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -28,29 +28,29 @@ def test_two_processes_equal_one(recipe, tmp_path, stage):
     recipe["training"] |= {"max_steps": 6, "save_steps": 2}
     recipe["evaluation"] |= {"every": 2, "keep": "best", "best_by": "echo"}
     recipe["data"]["packing"] = True
-    whole = multilora.train(recipe, ["training.use_cpu=true"])
-    split = in_two(recipe)
+    reference = multilora.train(recipe, ["training.use_cpu=true"])
+    split = split_recipe(recipe)
     code, output = train(f"deepspeed_zero{stage}.yaml", split)
     assert code == 0, output
-    assert "not used as a plain linear map" not in output  # the loss is taken in chunks
+    assert "not used as a plain linear map" not in output  # the loss is chunked
     run = Run(split["output_dir"])
-    assert_same_course(run, whole, 1e-4)
-    assert run.training["total_parameters"] == whole.training["total_parameters"]
+    assert_same_run(run, reference, 1e-4)
+    assert run.training["total_parameters"] == reference.training["total_parameters"]
     # As if killed after step 4.
-    uninterrupted = weights_of(run)
+    uninterrupted = saved_weights(run)
     shutil.rmtree(run.weights)
     shutil.rmtree(run.path / "checkpoints" / "checkpoint-6")
     code, output = train(f"deepspeed_zero{stage}.yaml", split, "--resume")
     assert code == 0, output
     assert run.training["resumed_from_step"] == 4
-    for key, value in weights_of(run).items():
+    for key, value in saved_weights(run).items():
         assert torch.equal(value, uninterrupted[key]), key
     multilora.export_lora(run, tmp_path / "lora")
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_all_weights_and_no_parameter_kept_whole(recipe, tmp_path, stage):
-    """DeepSpeed leaves parameters as small as a test's on every process; here it may not."""
+def test_all_parameters_sharded(recipe, tmp_path, stage):
+    """By default, DeepSpeed does not shard parameters as small as those of the test model."""
     zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
     sizes = dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto")
     settings = {"zero_optimization": zero, "gradient_clipping": "auto", "bf16": {"enabled": "auto"}, **sizes}
@@ -62,36 +62,36 @@ def test_all_weights_and_no_parameter_kept_whole(recipe, tmp_path, stage):
     for method, options in {"full": {}, "multilora": {"r": 2}}.items():
         recipe["adapter"] = {"method": method, **options}
         recipe["output_dir"] = str(tmp_path / method)
-        whole = multilora.train(recipe, ["training.use_cpu=true"])
-        split = in_two(recipe)
+        reference = multilora.train(recipe, ["training.use_cpu=true"])
+        split = split_recipe(recipe)
         code, output = train(tmp_path / "accelerate.yaml", split)
         assert code == 0, output
         run = Run(split["output_dir"])
-        assert_same_course(run, whole, 1e-4)
+        assert_same_run(run, reference, 1e-4)
         multilora.evaluate(run)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("method", ["multilora", "full"])
-def test_a_bfloat16_base_stays_one_and_its_masters_are_float32(recipe, tmp_path, stage, method):
+def test_a_bfloat16_base_has_float32_master_weights(recipe, tmp_path, stage, method):
     recipe["model"]["dtype"] = "bfloat16"
     recipe["adapter"] = {"method": method}
     recipe["training"] |= {"max_steps": 4, "learning_rate": 1e-3}
-    whole = multilora.train(recipe, ["training.use_cpu=true"])
-    split = in_two(recipe)
+    reference = multilora.train(recipe, ["training.use_cpu=true"])
+    split = split_recipe(recipe)
     code, output = train(f"deepspeed_zero{stage}.yaml", split)
     assert code == 0, output
     assert "not used as a plain linear map" not in output
     run = Run(split["output_dir"])
-    assert_same_log(run, whole, 3e-2)
-    weights = weights_of(run)
+    assert_same_log(run, reference, 3e-2)
+    weights = saved_weights(run)
     assert {value.dtype for value in weights.values()} == {torch.float32}
     assert any(not torch.equal(value, value.bfloat16().float()) for value in weights.values())
 
 
-def test_what_deepspeed_cannot_do_is_refused_at_once(recipe):
+def test_unsupported_deepspeed_settings_raise_together(recipe):
     recipe["loss"] = {"on_nonfinite": "skip"}
-    code, output = train("deepspeed_zero3.yaml", in_two(recipe, torch_compile_backend="aot_eager"))
+    code, output = train("deepspeed_zero3.yaml", split_recipe(recipe, torch_compile_backend="aot_eager"))
     assert code != 0
-    assert "error: loss.on_nonfinite: skip cannot be had with DeepSpeed" in output
-    assert "training.torch_compile finds no fixed shapes under ZeRO-3" in output
+    assert "error: loss.on_nonfinite: skip is not supported with DeepSpeed" in output
+    assert "training.torch_compile is not supported with ZeRO-3" in output

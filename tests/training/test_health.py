@@ -1,4 +1,4 @@
-"""A step that is not finite is named and stops the run, or is skipped; what the logs say of scales and speed."""
+"""Non-finite steps stop the run or are skipped; logged scale norms and throughput; warnings about zero scales."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from multilora.training.callbacks.health import Health, describe_rows, scale_nor
 
 
 class Poison(TrainerCallback):
-    """NaN in a trained weight during one step (counted from 0); the old weight again after it."""
+    """Sets a trained weight to NaN during one step (counted from 0) and restores it afterwards."""
 
     def __init__(self, step, kind="weight"):
         self.step, self.kind, self.saved = step, kind, None
@@ -40,7 +40,7 @@ class Poison(TrainerCallback):
 
 
 class PoisonGradient(TrainerCallback):
-    """An infinite gradient, the loss left alone."""
+    """Makes a gradient infinite without changing the loss."""
 
     def __init__(self, step):
         self.step = step
@@ -52,7 +52,7 @@ class PoisonGradient(TrainerCallback):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_step_that_is_not_finite_stops_the_run_and_is_named(recipe, accumulation):
+def test_a_nonfinite_step_stops_the_run_and_is_described(recipe, accumulation):
     overrides = [
         f"training.gradient_accumulation_steps={accumulation}",
         f"training.per_device_train_batch_size={4 // accumulation}",
@@ -72,14 +72,14 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_named(recipe, accumulati
 
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
-def test_an_infinite_gradient_stops_the_run_too(recipe, max_grad_norm):
+def test_an_infinite_gradient_stops_the_run(recipe, max_grad_norm):
     with pytest.raises(RunError, match=r"step 2 is not finite \(loss [\d.]+, gradient norm (inf|nan)\)") as caught:
         multilora.train(recipe, [f"training.max_grad_norm={max_grad_norm}"], callbacks=[PoisonGradient(1)])
     assert "loss not finite in: no task" in str(caught.value)
 
 
 @pytest.mark.parametrize("poison", [Poison, PoisonGradient])
-def test_skipped_steps_are_counted_and_change_nothing(recipe, poison, caplog):
+def test_skipped_steps_are_counted_and_do_not_change_weights(recipe, poison, caplog):
     class Watch(TrainerCallback):
         def __init__(self):
             self.weights = []
@@ -98,20 +98,20 @@ def test_skipped_steps_are_counted_and_change_nothing(recipe, poison, caplog):
     assert "The step is skipped (1 so far)" in caplog.text
 
 
-def test_the_logged_loss_leaves_skipped_steps_out(recipe, tmp_path):
-    every = multilora.train(recipe, [f"output_dir={tmp_path / 'every'}", "training.max_steps=2"])
+def test_the_logged_loss_excludes_skipped_steps(recipe, tmp_path):
+    reference = multilora.train(recipe, [f"output_dir={tmp_path / 'reference'}", "training.max_steps=2"])
     run = multilora.train(
         recipe,
-        [f"output_dir={tmp_path / 'two'}", "training.logging_steps=4", "loss.on_nonfinite=skip"],
+        [f"output_dir={tmp_path / 'skipping'}", "training.logging_steps=4", "loss.on_nonfinite=skip"],
         callbacks=[Poison(2), Poison(3)],
     )
     (line,) = [line for line in run.metrics if "loss" in line]
     assert line["skipped_steps"] == 2
-    # The schedules differ, so the second step's weights do a little.
-    assert line["loss"] == pytest.approx(sum(entry["loss"] for entry in every.metrics[:2]) / 2, rel=1e-2)
+    # The learning-rate schedules differ, so the weights differ slightly in the second step.
+    assert line["loss"] == pytest.approx(sum(entry["loss"] for entry in reference.metrics[:2]) / 2, rel=1e-2)
 
 
-def test_norms_and_speed_are_logged(recipe):
+def test_norms_and_throughput_are_logged(recipe):
     run = multilora.train(recipe)
     lines = [line for line in run.metrics if "loss" in line]
     for line in lines:
@@ -119,20 +119,20 @@ def test_norms_and_speed_are_logged(recipe):
         assert line["tokens_per_second"] > 0
         assert {"grad_norm", "learning_rate"} <= line.keys()
     assert lines[0]["scale_norm/branch_0"] < lines[-1]["scale_norm/branch_0"]
-    assert scale_norms(run.load_model()) == []  # nothing in a loaded model is trained
+    assert scale_norms(run.load_model()) == []  # a loaded model has no trainable scales
 
 
-def test_scale_norms_by_hand():
+def test_scale_norms_of_known_scales():
     model = get_peft_model(make_llama(), MultiLoraConfig(r=2, num_branches=2, target_modules=["q_proj", "k_proj"]))
     scales = [p for name, p in model.named_parameters() if "multilora_scale" in name]
-    for number, scale in enumerate(scales):
-        scale.data.fill_(number + 1.0)
+    for index, scale in enumerate(scales):
+        scale.data.fill_(index + 1.0)
     expected = sum(scale[:, 0].norm().item() for scale in scales) / len(scales)
     assert scale_norms(model) == pytest.approx([expected] * 2)
 
 
 @pytest.mark.parametrize("scaling", ["vector", "scalar"])
-def test_scales_that_stay_zero_are_counted(scaling, caplog):
+def test_zero_scales_are_counted(scaling, caplog):
     model = get_peft_model(make_llama(), MultiLoraConfig(r=2, scaling=scaling, target_modules=["q_proj"]))
     scales = [p for name, p in model.named_parameters() if "multilora_scale" in name]
     assert len(scales) == 2
@@ -151,6 +151,6 @@ def test_zero_scales_are_reported_once_after_fifty_steps(recipe, caplog):
     assert messages[0].startswith("after 50 steps 42 of 42 branches")
 
 
-def test_an_unknown_reaction_is_refused(recipe):
+def test_an_unknown_on_nonfinite_raises(recipe):
     with pytest.raises(InputError, match="on_nonfinite 'ignore'; expected stop or skip"):
         Health(multilora.plan(recipe), None, None, "ignore")

@@ -1,4 +1,4 @@
-"""What must come out the same whichever way it is done."""
+"""Results that must not depend on the way they are computed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import multilora
 from multilora.data.collate import Collator
 
 
-def test_lora_through_our_path_equals_peft_and_trainer_by_hand(recipe, tmp_path):
+def test_lora_equals_plain_peft_and_trainer(recipe, tmp_path):
     options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
     recipe["adapter"] = {"method": "lora", **options}
     recipe["training"] |= {"max_steps": 8, "weight_decay": 0.1}
     run = multilora.train(recipe)
-    ours = load_file(run.weights / "adapter_model.safetensors")
+    weights = load_file(run.weights / "adapter_model.safetensors")
 
     plan = multilora.plan(recipe, [f"output_dir={tmp_path / 'unused'}"])
     dataset = plan.dataset()
@@ -27,13 +27,13 @@ def test_lora_through_our_path_equals_peft_and_trainer_by_hand(recipe, tmp_path)
     model = get_peft_model(base, LoraConfig(**options))
     collate = Collator(0)
 
-    def by_hand(rows):
+    def collate_without_tasks(rows):
         batch = collate(rows)
         del batch["task_ids"]
         return batch
 
     arguments = TrainingArguments(
-        str(tmp_path / "by_hand"),
+        str(tmp_path / "plain"),
         max_steps=8,
         learning_rate=0.01,
         weight_decay=0.1,
@@ -48,13 +48,16 @@ def test_lora_through_our_path_equals_peft_and_trainer_by_hand(recipe, tmp_path)
         use_cpu=True,
     )
     trainer = Trainer(
-        model, arguments, train_dataset=[dataset[row] for row in range(len(dataset))], data_collator=by_hand
+        model,
+        arguments,
+        train_dataset=[dataset[row] for row in range(len(dataset))],
+        data_collator=collate_without_tasks,
     )
     trainer.train()
-    theirs = {name.replace(".default", ""): p for name, p in model.named_parameters() if "lora_" in name}
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value.detach(), rtol=1e-6, atol=1e-6, msg=name)
+    expected = {name.replace(".default", ""): p for name, p in model.named_parameters() if "lora_" in name}
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value.detach(), rtol=1e-6, atol=1e-6, msg=name)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert [line["loss"] for line in run.metrics if "loss" in line] == pytest.approx(losses, abs=1e-5)
 
@@ -65,7 +68,7 @@ def test_a_packed_epoch_has_the_loss_of_the_unpacked_one(recipe):
     del recipe["training"]["max_steps"]
     recipe["training"] |= {"num_train_epochs": 1, "per_device_train_batch_size": 1}
     model = make_llama()
-    found = []
+    results = []
     for packing in (True, False):
         plan = multilora.plan(recipe, [f"data.packing={str(packing).lower()}"])
         dataset = plan.dataset()
@@ -77,9 +80,10 @@ def test_a_packed_epoch_has_the_loss_of_the_unpacked_one(recipe):
             with torch.no_grad():
                 losses = token_losses(model, batch, labels)[0]
             total, count = total + losses.double().sum().item(), count + losses.numel()
-        found.append((total, count, len(plan.table)))
-    assert found[0][1:] == found[1][1:]  # one example a step: nothing is filled up
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+        results.append((total, count, len(plan.table)))
+    packed, unpacked = results
+    assert packed[1:] == unpacked[1:]  # with one example per step, no step needs extra examples
+    assert packed[0] == pytest.approx(unpacked[0], rel=1e-6)
 
 
 def test_logs_reach_tensorboard(recipe, tmp_path, monkeypatch):
@@ -92,7 +96,7 @@ def test_logs_reach_tensorboard(recipe, tmp_path, monkeypatch):
     accumulator.Reload()
     tags = set(accumulator.Tags()["scalars"])
     for tag in ("loss", "loss/even", "grad_norm", "learning_rate", "scale_norm/branch_2", "eval/macro"):
-        assert any(found.endswith(tag) for found in tags), (tag, tags)
-    scale = next(found for found in tags if found.endswith("loss/even"))
+        assert any(name.endswith(tag) for name in tags), (tag, tags)
+    task_loss = next(name for name in tags if name.endswith("loss/even"))
     logged = {line["step"]: line["loss/even"] for line in run.metrics if "loss/even" in line}
-    assert {event.step: event.value for event in accumulator.Scalars(scale)} == pytest.approx(logged)
+    assert {event.step: event.value for event in accumulator.Scalars(task_loss)} == pytest.approx(logged)

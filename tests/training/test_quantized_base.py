@@ -1,4 +1,4 @@
-"""A run on a base of 4 or 8 bits, from training to the exported model."""
+"""Runs on a 4-bit or 8-bit base, from training to the exported model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytest.importorskip("bitsandbytes")
 
 @pytest.fixture
 def quantized(recipe, tmp_path):
-    """Wide enough for whole quantisation blocks."""
+    """A recipe whose base is wide enough for complete quantization blocks."""
     folder = tmp_path / "wide"
     make_llama(hidden_size=64, intermediate_size=128).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
@@ -42,6 +42,6 @@ def test_trains_evaluates_and_exports(quantized, tmp_path, bits):
         torch.testing.assert_close(logits, exact(ids).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_quantised_weights_cannot_be_trained(quantized):
+def test_training_quantized_weights_raises(quantized):
     with pytest.raises(RecipeError, match=r"model.quantization: 4bit weights cannot be trained; use an adapter"):
         multilora.plan(quantized, ["model.quantization=4bit", "adapter={method: full}"])

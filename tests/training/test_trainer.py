@@ -1,4 +1,4 @@
-"""The loss: only trained tokens, by task, the same however it is batched."""
+"""The trainer: per-task losses, reproducibility, arguments, precision."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def batch_of(recipe, count=6):
 
 
 @pytest.mark.parametrize("make", [make_llama, make_gpt2])
-def test_token_losses_are_the_models_own_loss(recipe, make):
+def test_token_losses_equal_the_models_own_loss(recipe, make):
     batch, model = batch_of(recipe), make()
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
@@ -33,7 +33,7 @@ def test_token_losses_are_the_models_own_loss(recipe, make):
     torch.testing.assert_close(losses.mean(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_logits_are_taken_only_where_a_row_trains(recipe):
+def test_logits_are_computed_only_for_trained_positions(recipe):
     batch, model = batch_of(recipe), make_llama()
     shapes = []
     model.lm_head.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
@@ -53,8 +53,8 @@ def test_task_losses_add_up_to_the_logged_loss(recipe):
     for step, line in enumerate(lines):
         rows = plan.table.slice(step * per_step, per_step).to_pylist()
         total = count = 0.0
-        for place, name in enumerate(plan.task_names):
-            tokens = sum(row["trained_tokens"] for row in rows if row["task"] == place)
+        for index, name in enumerate(plan.task_names):
+            tokens = sum(row["trained_tokens"] for row in rows if row["task"] == index)
             assert (f"loss/{name}" in line) == (tokens > 0)
             total += tokens * line.get(f"loss/{name}", 0.0)
             count += tokens
@@ -66,47 +66,47 @@ def trained_weights(recipe, path, *overrides):
     return run, load_file(run.weights / "adapter_model.safetensors")
 
 
-def test_same_recipe_same_weights(recipe, tmp_path):
+def test_training_is_reproducible(recipe, tmp_path):
     _, first = trained_weights(recipe, tmp_path / "a")
     _, second = trained_weights(recipe, tmp_path / "b")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_the_trainer_refuses_a_plan_for_another_batch_size(recipe, tmp_path):
+def test_a_plan_for_another_batch_size_raises(recipe, tmp_path):
     prepared = prepare(Recipe.load(recipe))
     args = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=3, report_to="none")
-    with pytest.raises(InputError, match=r"3 rows per step.*the plan holds 4"):
+    with pytest.raises(InputError, match=r"3 rows per step.*the plan has 4"):
         MultiTaskTrainer(prepared.model, args, prepared.plan)
 
 
-def test_the_trainer_takes_a_users_own_arguments_and_callbacks(recipe, tmp_path):
-    seen = []
+def test_custom_arguments_and_callbacks(recipe, tmp_path):
+    steps = []
 
     class Watch(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            seen.append(state.global_step)
+            steps.append(state.global_step)
 
     prepared = prepare(Recipe.load(recipe))
     args = TrainingArguments(
         output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=2, report_to="none", save_strategy="no"
     )
     MultiTaskTrainer(model=prepared.model, args=args, plan=prepared.plan, callbacks=[Watch()]).train()
-    assert seen == [1, 2]
+    assert steps == [1, 2]
 
 
 @pytest.mark.parametrize(("method", "ratio"), [("multilora", 0.95), ("full", 0.5)])
 def test_training_lowers_the_loss(recipe, method, ratio):
-    """An adapter can do little on random weights whose output head stays; all weights can do much."""
+    """On random weights with a frozen output head, an adapter lowers the loss less than full fine-tuning."""
     run = multilora.train(
         recipe, [f"adapter={{method: {method}}}", "training.max_steps=60", "training.learning_rate=0.02"]
     )
-    lines = [line["loss"] for line in run.metrics if "loss" in line]
-    assert sum(lines[-5:]) < ratio * sum(lines[:5])
+    losses = [line["loss"] for line in run.metrics if "loss" in line]
+    assert sum(losses[-5:]) < ratio * sum(losses[:5])
 
 
 class Dtypes(TrainerCallback):
-    """What a linear map gives in training, and what is kept of its weight."""
+    """Records the output dtype and the weight dtype of a linear layer during training."""
 
     def on_train_begin(self, args, state, control, model=None, **_):
         layer = model.get_submodule("model.layers.0.mlp.up_proj")
@@ -115,10 +115,10 @@ class Dtypes(TrainerCallback):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_all_weights_of_a_bfloat16_base_are_trained_in_float32_at_its_cost(recipe, dtype):
+def test_full_fine_tuning_of_a_bfloat16_base_uses_mixed_precision(recipe, dtype):
     recipe["model"]["dtype"] = dtype
     recipe["adapter"] = {"method": "full"}
-    seen = Dtypes()
-    run = multilora.train(recipe, ["training.max_steps=1"], callbacks=[seen])
-    assert (seen.weight, seen.output) == (torch.float32, getattr(torch, dtype))
+    dtypes = Dtypes()
+    run = multilora.train(recipe, ["training.max_steps=1"], callbacks=[dtypes])
+    assert (dtypes.weight, dtypes.output) == (torch.float32, getattr(torch, dtype))
     assert load_file(run.weights / "model.safetensors")["model.layers.0.mlp.up_proj.weight"].dtype == torch.float32

@@ -1,1 +1,1 @@
-"""What an update did to the weights: spectra of Delta W per matrix, and figures."""
+"""Analysis of the weight update Delta W: spectra per matrix, and figures."""

@@ -1,4 +1,4 @@
-"""`analyze`: the spectra of a run, with a figure."""
+"""`analyze`: compute and plot the spectra of a run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from multilora.runs.directory import Run
 
 
 def analyze(run: Run | str | Path) -> Spectrum:
-    """Singular values of Delta W for every adapted matrix; written to the run's `analysis/` with a figure.
+    """Compute the singular values of Delta W for every adapted matrix; write them and a figure to `analysis/`.
 
     Raises:
         RunDirectoryError: not a finished run.
+        AdapterError: the method has no additive weight update.
     """
     run = run if isinstance(run, Run) else Run(run)
     method = run.recipe.adapter.method

@@ -1,8 +1,8 @@
-"""Singular values of Delta W, and measures of how few directions carry it.
+"""Singular values of Delta W, and measures of how concentrated they are.
 
 With sigma the singular values of one matrix's update and p_i = sigma_i^2 / sum sigma^2:
 
-    energy in the top k     sum of the k largest p_i (near 1 at small k: a few directions dominate)
+    energy in the top k     sum of the k largest p_i (near 1 for small k: a few directions dominate)
     effective rank          exp(H(p)), H the entropy in nats (Roy & Vetterli 2007, on p instead of sigma)
     stable rank             sum sigma^2 / sigma_1^2
     participation ratio     1 / sum p_i^2
@@ -23,9 +23,9 @@ from multilora.peft_method import MultiLoraLayer
 
 
 def singular_values_of_product(up: Tensor, down: Tensor) -> Tensor:
-    """Singular values of `up @ down`, largest first, without forming it.
+    """Compute the singular values of `up @ down`, largest first, without forming the product.
 
-    QR of both factors leaves a k x k core, whose singular values are those of the product.
+    QR decompositions of both factors reduce it to a k x k core with the same singular values.
 
     Args:
         up: [d_out, k]
@@ -42,7 +42,7 @@ def singular_values_of_product(up: Tensor, down: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Measures:
-    """How concentrated one spectrum is; all NaN for an update that is exactly zero."""
+    """How concentrated a spectrum is; for an update that is exactly zero, all but the norm are NaN."""
 
     norm: float
     top1_energy: float
@@ -53,7 +53,7 @@ class Measures:
 
 
 def measures(singular_values: Tensor) -> Measures:
-    """The measures of one spectrum [k], in any order."""
+    """Compute the measures of a spectrum [k], in any order."""
     squared = torch.sort(singular_values.double() ** 2, descending=True).values
     total = squared.sum()
     if total == 0:
@@ -82,7 +82,7 @@ class MatrixSpectrum:
 
     @property
     def kind(self) -> str:
-        """The module type: the last part of the name, such as `q_proj`, without the number of an expert."""
+        """The module type: the last part of the name, such as `q_proj`, without the index of an expert."""
         return self.name.rsplit(".", 1)[-1].partition("[")[0]
 
 
@@ -94,23 +94,24 @@ class Spectrum:
     matrices: list[MatrixSpectrum]
 
     def by_kind(self) -> dict[str, list[MatrixSpectrum]]:
-        """The matrices grouped by module type, in order of appearance."""
+        """Group the matrices by module type, in order of appearance."""
         groups: dict[str, list[MatrixSpectrum]] = {}
         for matrix in self.matrices:
             groups.setdefault(matrix.kind, []).append(matrix)
         return groups
 
     def mean(self, matrices: list[MatrixSpectrum] | None = None) -> dict[str, float]:
-        """Every measure averaged over matrices (all of them by default), leaving out updates that are zero."""
-        chosen = [m for m in (self.matrices if matrices is None else matrices) if m.measures.norm > 0]
-        if not chosen:
+        """Average every measure over matrices (by default, all), ignoring updates that are zero."""
+        nonzero = [m for m in (self.matrices if matrices is None else matrices) if m.measures.norm > 0]
+        if not nonzero:
             return dict.fromkeys(Measures.__dataclass_fields__, float("nan"))
         return {
-            name: sum(getattr(m.measures, name) for m in chosen) / len(chosen) for name in Measures.__dataclass_fields__
+            name: sum(getattr(m.measures, name) for m in nonzero) / len(nonzero)
+            for name in Measures.__dataclass_fields__
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return JSON-compatible values."""
         return {
             "method": self.method,
             "mean": self.mean(),
@@ -122,12 +123,12 @@ def _spectrum(name: str, shape: tuple[int, int], singular_values: Tensor) -> Mat
     return MatrixSpectrum(name, shape, singular_values.tolist(), measures(singular_values))
 
 
-def _carries(module: Any, adapter_name: str) -> bool:
+def _has_adapter(module: Any, adapter_name: str) -> bool:
     return any(adapter_name in getattr(module, part, ()) for part in module.adapter_layer_names)
 
 
 def _factors(module: Any, method: str, adapter_name: str) -> tuple[Tensor, Tensor] | None:
-    """(up [..., d_out, k], down [..., k, d_in]) of MultiLoRA and LoRA layers, None for other methods."""
+    """Return (up [..., d_out, k], down [..., k, d_in]) of a MultiLoRA or LoRA layer, None for other methods."""
     from peft.tuners import lora
 
     if isinstance(module, MultiLoraLayer):
@@ -138,7 +139,10 @@ def _factors(module: Any, method: str, adapter_name: str) -> tuple[Tensor, Tenso
     if adapter_name not in module.lora_A:  # an adapted embedding
         return None
     if module.lora_variant:
-        raise AdapterError(f"analyze: this variant of LoRA ({method}) is more than the product of its factors")
+        raise AdapterError(
+            f"analyze: this variant of LoRA ({method}) is more than a product of two factors, which is not supported; "
+            "analyze a plain LoRA or MultiLoRA run"
+        )
     if hasattr(module, "get_delta_factors"):  # a stack of experts
         left, right, factor = module.get_delta_factors(adapter_name)
         return left * factor, right
@@ -148,7 +152,7 @@ def _factors(module: Any, method: str, adapter_name: str) -> tuple[Tensor, Tenso
 
 
 def _low_rank_spectra(name: str, module: Any, up: Tensor, down: Tensor) -> list[MatrixSpectrum]:
-    """One spectrum, or one per matrix of a stack, named `experts.down_proj[3]`."""
+    """Return one spectrum, or one per matrix of a stack of experts, named as in `experts.down_proj[3]`."""
     shape = (up.shape[-2], down.shape[-1])
     if hasattr(module, "parameter_name"):
         name = ".".join([*(part for part in name.split(".") if part != "base_layer"), module.parameter_name])
@@ -158,25 +162,25 @@ def _low_rank_spectra(name: str, module: Any, up: Tensor, down: Tensor) -> list[
 
 
 def adapter_spectrum(model: Any, method: str, adapter_name: str = "default") -> Spectrum:
-    """The spectrum of every adapted matrix of a `PeftModel`: from the factors for MultiLoRA and LoRA.
+    """Compute the spectrum of every adapted matrix of a `PeftModel`.
 
-    Other methods go through their dense `get_delta_weight`.
+    MultiLoRA and LoRA use their factors, other methods their dense `get_delta_weight`.
 
     Raises:
-        AdapterError: the method has no additive weight update.
+        AdapterError: the method has no additive weight update, or adapts no weight matrix.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     matrices: list[MatrixSpectrum] = []
     for name, module in model.get_base_model().named_modules():
-        if not isinstance(module, BaseTunerLayer) or not _carries(module, adapter_name):
+        if not isinstance(module, BaseTunerLayer) or not _has_adapter(module, adapter_name):
             continue
         factors = _factors(module, method, adapter_name)
         if factors is not None:
             matrices += _low_rank_spectra(name, module, *factors)
             continue
         if not hasattr(module, "get_delta_weight"):
-            raise AdapterError(f"analyze: method {method!r} has no additive weight update to look at")
+            raise AdapterError(f"analyze: method {method!r} has no additive weight update")
         dense = module.get_delta_weight(adapter_name).detach().double()
         matrices.append(_spectrum(name, (dense.shape[0], dense.shape[1]), torch.linalg.svdvals(dense)))
     if not matrices:
@@ -185,17 +189,17 @@ def adapter_spectrum(model: Any, method: str, adapter_name: str = "default") -> 
 
 
 def difference_spectrum(before: Any, after: Any, method: str = FULL) -> Spectrum:
-    """The spectrum of `after - before` for every linear map inside the decoder layers (not the output head).
+    """Compute the spectrum of `after - before` for every linear layer except the output head.
 
-    These are the matrices that `target_modules: all-linear` adapts, so that methods are compared on the same ones.
+    These are the matrices that `target_modules: all-linear` adapts, so all methods are compared on the same matrices.
     """
     head = after.get_output_embeddings()
-    earlier = dict(before.named_modules())
+    modules_before = dict(before.named_modules())
     matrices = []
     for name, module in after.named_modules():
         if not isinstance(module, torch.nn.Linear | Conv1D) or module is head:
             continue
         with torch.no_grad():
-            delta = module.weight.double() - earlier[name].weight.double()
+            delta = module.weight.double() - modules_before[name].weight.double()
         matrices.append(_spectrum(name, (delta.shape[0], delta.shape[1]), torch.linalg.svdvals(delta)))
     return Spectrum(method, matrices)

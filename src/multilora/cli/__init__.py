@@ -1,7 +1,7 @@
-"""The command line: each verb parses, makes one library call, and shows the result.
+"""Command-line interface: each command parses its arguments, makes one library call and prints the result.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed while running, 2 wrong input.
-Heavy imports happen inside the verbs, so that `multilora --help` stays fast.
+Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 failure while running, 2 invalid input.
+Heavy imports are inside the commands, so that `multilora --help` is fast.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ def main() -> None:
     from multilora.errors import InputError, MultiLoraError
     from multilora.processes import end_process
 
-    # PEFT reads an attribute that transformers has renamed; nothing a user could mend.
+    # PEFT reads an attribute that transformers has renamed; users cannot fix this.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     try:
         app()
-    except SystemExit as ended:
-        if isinstance(ended.code, str):
-            print(ended.code, file=sys.stderr)
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except SystemExit as system_exit:
+        if isinstance(system_exit.code, str):
+            print(system_exit.code, file=sys.stderr)
+        code = system_exit.code if isinstance(system_exit.code, int) else int(system_exit.code is not None)
     except MultiLoraError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2 if isinstance(error, InputError) else 1

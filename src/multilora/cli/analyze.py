@@ -6,7 +6,7 @@ from multilora.cli.options import AsJson, RunPath
 
 
 def analyze(run: RunPath, json: AsJson = False) -> None:
-    """Singular values of the weight update of every adapted matrix, with a figure."""
+    """Compute the singular values of the weight update of every adapted matrix, with a figure."""
     from pathlib import Path
 
     from multilora.analysis.analyze import analyze as analyze_run
@@ -31,6 +31,15 @@ def analyze(run: RunPath, json: AsJson = False) -> None:
                 f"{mean['participation_ratio']:.1f}",
             ]
         )
-    columns = ["module", "matrices", "norm", "top-1", "top-4 energy", "effective rank", "stable rank", "participation"]
-    table(f"Delta W of {spectrum.method}, means over layers", columns, rows)
+    columns = [
+        "module",
+        "matrices",
+        "norm",
+        "top-1 energy",
+        "top-4 energy",
+        "effective rank",
+        "stable rank",
+        "participation ratio",
+    ]
+    table(f"spectrum of Delta W ({spectrum.method}), means over layers", columns, rows)
     print(f"figure: {Path(run) / 'analysis' / 'spectrum.png'}")

@@ -1,4 +1,4 @@
-"""The typer application and its verbs."""
+"""The typer application and its commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from multilora.cli import analyze, demo, evaluate, export, nano, plan, schema, t
 
 app = typer.Typer(
     name="multilora",
-    help="One language model, many tasks: MultiLoRA from mixture to evaluation, analysis and export.",
+    help="Multi-task fine-tuning with MultiLoRA: data mixture, training, evaluation, analysis and export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,9 +27,9 @@ app.add_typer(nano.app, name="nano")
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
-    """Adapt one language model to many tasks."""
+    """Fine-tune one language model on many tasks."""
     if version:
         from multilora import __version__
 

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="New folder for the results.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="New folder for the results; by default runs/demo.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Compare LoRA, MultiLoRA and full fine-tuning on the embedded base; a few minutes on two cores."""
+    """Compare LoRA, MultiLoRA and full fine-tuning on the embedded base; takes a few minutes on two CPU cores."""
     from pathlib import Path
 
     from multilora.cli.show import show_json
@@ -33,7 +35,7 @@ def _show(comparison: Comparison) -> None:
     from multilora.cli.show import percent, table
     from multilora.study.compare import mean_loss, mean_value
 
-    columns = ["method", "trained", "seconds", *comparison.base, "mean", "mean loss", "effective rank"]
+    columns = ["method", "trainable", "seconds", *comparison.base, "mean", "mean loss", "effective rank"]
     rows = [
         [
             "base",
@@ -58,6 +60,6 @@ def _show(comparison: Comparison) -> None:
             ]
         )
     plan = comparison.plan
-    table(f"{plan.steps} steps of {plan.rows_per_step}, same examples for every method", columns, rows)
+    table(f"{plan.steps} steps of {plan.rows_per_step} examples, the same for every method", columns, rows)
     print(f"spectra: {comparison.spectra_figure}")
     print(f"report:  {comparison.path / 'report.html'}")

@@ -12,11 +12,11 @@ from multilora.cli.options import AsJson, RunPath
 def evaluate(
     run: RunPath,
     max_examples: Annotated[
-        int | None, typer.Option("--max-examples", min=1, help="Per task, in place of the recipe's.")
+        int | None, typer.Option("--max-examples", min=1, help="Per task; overrides the recipe.")
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Score every task of a run, before and after training."""
+    """Score a run on every task, before and after training."""
     from multilora.cli.show import percent, show_json, table
     from multilora.runs.evaluate import evaluate as evaluate_run
 
@@ -40,8 +40,8 @@ def evaluate(
                 f"{after.dropped:,}",
             ]
         )
-        for other in list(after.metrics)[1:]:
-            values = [f"{100 * score.metrics[other]:.1f}" for score in (before, after)]
-            rows.append(["", other, "", *values, "", "", "", ""])
+        for metric in list(after.metrics)[1:]:
+            values = [f"{100 * score.metrics[metric]:.1f}" for score in (before, after)]
+            rows.append(["", metric, "", *values, "", "", "", ""])
     columns = ["task", "metric", "n", "before", "after", "loss before", "loss after", "truncated", "dropped"]
-    table("score in percent ± standard error; loss in nats per response token", columns, rows)
+    table("scores in percent ± standard error; loss in nats per response token", columns, rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -10,8 +10,8 @@ import typer
 from multilora.cli.options import RunPath
 
 
-class Target(str, Enum):
-    """What to export to."""
+class Target(StrEnum):
+    """Export format."""
 
     lora = "lora"
     merged = "merged"
@@ -19,10 +19,12 @@ class Target(str, Enum):
 
 def export(
     run: RunPath,
-    to: Annotated[Target, typer.Option("--to", help="A plain LoRA adapter, or the base with the adapter merged.")],
+    to: Annotated[
+        Target, typer.Option("--to", help="lora: a plain LoRA adapter; merged: the base with the adapter merged.")
+    ],
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder.")],
 ) -> None:
-    """Hand a run over as an ordinary LoRA or as an ordinary model."""
+    """Export a run as a plain LoRA adapter or as a plain model."""
     if to is Target.lora:
         from multilora.export.lora import export_lora
 

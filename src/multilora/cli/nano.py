@@ -16,10 +16,12 @@ def group() -> None:
 
 @app.command("build")
 def build(
-    out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder for model and tokenizer.")] = "runs/nano",
-    seed: Annotated[int, typer.Option("--seed", help="Of the text, the order and the weights.")] = 0,
+    out: Annotated[
+        str, typer.Option("--out", metavar="DIR", help="New folder for the model and tokenizer.")
+    ] = "runs/nano",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the text, its order and the weights.")] = 0,
 ) -> None:
-    """Generate the text, train the tokenizer and pretrain the embedded base anew."""
+    """Rebuild the embedded base: generate the text, train the tokenizer and pretrain the model."""
     from multilora.cli.show import show_json
     from multilora.nano.build import build as build_nano
 

@@ -1,4 +1,4 @@
-"""Options that several verbs share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML recipe.")]
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file with the recipe.")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Directory of a finished run.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe; repeatable.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

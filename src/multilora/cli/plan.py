@@ -8,11 +8,11 @@ import typer
 
 from multilora.cli.options import AsJson, Overrides, RecipePath
 
-Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="take two steps for time and memory")]
+Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Run two steps to measure time and memory.")]
 
 
 def plan(recipe: RecipePath, overrides: Overrides = None, json: AsJson = False, measure: Measure = True) -> None:
-    """Show what a recipe would train on: shares, tokens, steps, parameters, cost, one example per task."""
+    """Preview a recipe without training: shares, tokens, steps, parameters, cost, one example per task."""
     from multilora.cli.show import show_json
     from multilora.runs.preview import plan_preview
 
@@ -23,13 +23,14 @@ def plan(recipe: RecipePath, overrides: Overrides = None, json: AsJson = False, 
         _show(preview)
 
 
-def _show(shown: dict[str, Any]) -> None:
+def _show(preview: dict[str, Any]) -> None:
     from rich.text import Text
 
     from multilora.cli.show import console, table
 
-    asked = f"asked ({shown['unit'].replace('_', ' ')})"
-    columns = ["task", "available", "drawn", asked, "share", "epochs", "tokens", "trained", "median", "99 %", "longest"]
+    requested = f"requested ({preview['unit'].replace('_', ' ')})"
+    columns = ["task", "available", "examples", requested, "share", "epochs", "tokens", "trained"]
+    columns += ["median", "99 %", "longest"]
     rows = [
         [
             task["name"],
@@ -42,46 +43,47 @@ def _show(shown: dict[str, Any]) -> None:
             f"{task['trained_tokens']:,}",
             *(f"{task['length'][key]:,}" for key in ("median", "99 %", "longest")),
         ]
-        for task in shown["tasks"]
+        for task in preview["tasks"]
     ]
-    kind = "packed rows" if shown["packed"] else "examples"
-    trainable, total = shown["trainable_parameters"], shown["total_parameters"]
+    kind = "packed rows" if preview["packed"] else "examples"
+    trainable, total = preview["trainable_parameters"], preview["total_parameters"]
     title = (
-        f"{shown['steps']:,} steps of {shown['rows_per_step']} {kind}, at most {shown['max_length']} tokens each, "
-        f"{100 * shown['fill_rate']:.1f} % of the room filled; {trainable:,} of {total:,} parameters trained "
+        f"{preview['steps']:,} steps of {preview['rows_per_step']} {kind} of at most {preview['max_length']} tokens, "
+        f"{100 * preview['fill_rate']:.1f} % of token slots used; {trainable:,} of {total:,} parameters trainable "
         f"({100 * trainable / total:.2f} %)"
     )
     table(title, columns, rows)
     out = console()
-    for line in _changed(shown["tasks"]):
+    for line in _truncated_and_dropped(preview["tasks"]):
         out.print(line, highlight=False)
-    cost = shown["cost"]
+    cost = preview["cost"]
     if cost is not None:
         out.print(
-            f"about {_duration(cost['seconds'])} a step and {_duration(cost['seconds'] * shown['steps'])} in all on "
-            f"{cost['device']} (two steps taken; the optimizer's own time left out), "
-            f"{cost['peak_bytes'] / 2**30:.1f} GiB at the peak",
+            f"about {_duration(cost['seconds'])} per step and {_duration(cost['seconds'] * preview['steps'])} in total "
+            f"on {cost['device']} (measured on two steps, without the optimizer), "
+            f"{cost['peak_bytes'] / 2**30:.1f} GiB peak memory",
             highlight=False,
         )
-    for name, stretches in shown["examples"].items():
+    for name, pieces in preview["examples"].items():
         out.print(Text(f"\n{name}: first example, ⟦trained part⟧", style="bold"))
         styled = [
-            ("⟦" + part["text"] + "⟧", "bold green") if part["trained"] else (part["text"], "dim") for part in stretches
+            ("⟦" + piece["text"] + "⟧", "bold green") if piece["trained"] else (piece["text"], "dim")
+            for piece in pieces
         ]
         out.print(Text.assemble(*styled))
 
 
-def _changed(tasks: list[dict[str, Any]]) -> list[str]:
-    """One line per task that was changed on its way in."""
+def _truncated_and_dropped(tasks: list[dict[str, Any]]) -> list[str]:
+    """Return one line per task with truncated or dropped examples."""
     lines = []
     for task in tasks:
         parts = [
-            f"{count:,} {what}"
-            for count, what in (
-                (task["truncated"], "prompts lost their start"),
-                (task["cut"], "responses lost their end"),
-                (task["dropped"], "left out, too long"),
-                *((count, f"left out, {reason}") for reason, count in task["dropped_in_source"].items()),
+            f"{count:,} {description}"
+            for count, description in (
+                (task["truncated"], "prompts truncated on the left"),
+                (task["cut"], "responses truncated"),
+                (task["dropped"], "dropped (too long)"),
+                *((count, f"dropped ({reason})") for reason, count in task["dropped_in_source"].items()),
             )
             if count
         ]

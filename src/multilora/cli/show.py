@@ -1,4 +1,4 @@
-"""Tables and JSON on stdout."""
+"""Print tables and JSON to stdout."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from multilora.files import to_json
 
 
 def show_json(value: Any) -> None:
-    """Print plain values as JSON."""
+    """Print a value as JSON."""
     print(to_json(value))
 
 
 def console() -> Console:
-    """Stdout; wide enough for a table when it is not a terminal."""
+    """Return a console for stdout, wide enough for tables if it is not a terminal."""
     return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; the first column is text, the others are numbers."""
+    """Print a table with the first column aligned left and the others aligned right."""
     out = console()
     out.print(title, soft_wrap=True, highlight=False)
-    made = Table()
-    for number, column in enumerate(columns):
-        made.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    grid = Table()
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        made.add_row(*row)
-    out.print(made)
+        grid.add_row(*row)
+    out.print(grid)
 
 
 def percent(score: TaskScore) -> str:
-    """A score as `71.5 ±2.0`, or a dash where a task has none."""
+    """Format a score as `71.5 ±2.0`, or a dash if the task has none."""
     if score.value is None or score.stderr is None:
         return "–"
     return f"{100 * score.value:.1f} ±{100 * score.stderr:.1f}"

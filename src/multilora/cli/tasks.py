@@ -15,6 +15,6 @@ def tasks(json: AsJson = False) -> None:
         return
     table(
         "any other name is your own data: path, and prompt and response, or messages, or question, choices and answer",
-        ["task", "what it is"],
+        ["task", "description"],
         [[name, task.about] for name, task in BUILT_IN.items()],
     )

@@ -8,7 +8,7 @@ import typer
 
 from multilora.cli.options import AsJson, Overrides, RecipePath
 
-Resume = Annotated[bool, typer.Option("--resume", help="go on from the last whole checkpoint, if there is one")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint, if there is one.")]
 
 
 def train(recipe: RecipePath, overrides: Overrides = None, resume: Resume = False, json: AsJson = False) -> None:
@@ -21,21 +21,21 @@ def train(recipe: RecipePath, overrides: Overrides = None, resume: Resume = Fals
     if not is_main_process():
         return
     facts = run.training
-    logged = [line for line in run.metrics if "loss" in line]
+    lines = [line for line in run.metrics if "loss" in line]
     names = [section.name for section in run.recipe.tasks]
     first_and_last = {
-        name: (found[0], found[-1])
+        name: (losses[0], losses[-1])
         for name in names
-        if (found := [line[f"loss/{name}"] for line in logged if f"loss/{name}" in line])
+        if (losses := [line[f"loss/{name}"] for line in lines if f"loss/{name}" in line])
     }
     if json:
-        losses = {name: {"first": a, "last": b} for name, (a, b) in first_and_last.items()}
-        show_json({"run": str(run.path), **facts, "loss": losses})
+        loss = {name: {"first": first, "last": last} for name, (first, last) in first_and_last.items()}
+        show_json({"run": str(run.path), **facts, "loss": loss})
         return
     rows = [[name, f"{first:.3f}", f"{last:.3f}"] for name, (first, last) in first_and_last.items()]
     title = (
         f"{facts['steps']:,} steps in {facts['seconds']:.0f} s, {facts['trainable_parameters']:,} of "
-        f"{facts['total_parameters']:,} parameters trained"
+        f"{facts['total_parameters']:,} parameters trainable"
     )
     table(title, ["task", "first logged loss", "last logged loss"], rows)
     print(f"run: {run.path}\nnext: multilora eval {run.path}")

@@ -1,1 +1,1 @@
-"""From tasks to token ids in a settled order: tokenize, mixture, plan."""
+"""From tasks to token ids in a fixed order: tokenize, mix and plan."""

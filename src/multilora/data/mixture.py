@@ -1,9 +1,10 @@
-"""How much each task gives and in which order: pure functions of sizes and a seed.
+"""How much each task contributes and in which order, as pure functions of sizes and a seed.
 
-Every task is an endless sequence of draws: its examples once through in a random order, then again in another, and so
-on. A share says how fast one walks along a task's sequence compared with the others, measured in examples, tokens or
-trained tokens. Draw k of a task lies somewhere within its own part of the way, at random; the draws of all tasks in the
-order of these points are the *stream*. So every stretch of the stream holds about the asked shares, in random order.
+Every task is an endless sequence of draws: all its examples in random order, then all again in a new order, and so on.
+All sequences are laid out on one axis, measured in the mixture's unit (examples, tokens or trained tokens): a draw
+covers an interval of length cost / share, and its point is chosen at random within that interval. Sorting the draws of
+all tasks by their points yields the *stream*. So every stretch of the stream is close to the requested shares, in
+random order.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ Float64 = npt.NDArray[np.float64]
 
 
 def generator(seed: int, *path: str | int) -> np.random.Generator:
-    """A generator that depends on the seed and on what it is for, not on what else was drawn."""
+    """Return a generator that depends only on the seed and the path, not on earlier draws."""
     digest = hashlib.sha256("/".join(map(str, (seed, *path))).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
 def apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Whole numbers that add up to `total` in proportion to `shares`, each within one of its exact quota.
+    """Split `total` into integers in proportion to `shares`, each within one of its exact quota.
 
-    Largest remainders; ties go to the earlier name.
+    Uses the largest remainder method; ties go to the earlier name.
     """
     weight = sum(shares.values())
-    exact = {name: total * share / weight for name, share in shares.items()}
-    counts = {name: int(value) for name, value in exact.items()}
+    quotas = {name: total * share / weight for name, share in shares.items()}
+    counts = {name: int(quota) for name, quota in quotas.items()}
     missing = total - sum(counts.values())
-    by_remainder = sorted(shares, key=lambda name: counts[name] - exact[name])
+    by_remainder = sorted(shares, key=lambda name: counts[name] - quotas[name])
     for name in by_remainder[:missing]:
         counts[name] += 1
     return counts
@@ -43,31 +44,31 @@ def apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
 def shares_of(
     strategy: str, sizes: Mapping[str, float], *, temperature: float = 1.0, weights: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """The share of every task, adding up to 1.
+    """Return the share of every task; the shares sum to 1.
 
     Args:
         strategy: `proportional` (to size), `equal`, `temperature` (p_i ~ size_i^(1/T); T = 1 is proportional, a large
-            T nearly equal), `weights`
-        sizes: of each task, in the mixture's unit
-        temperature: T
-        weights: for `weights`
+            T nearly equal) or `weights`
+        sizes: size of each task, in the mixture's unit
+        temperature: T of `temperature`
+        weights: weight of each task for `weights`
     """
     if strategy == "weights":
         raw = {name: float((weights or {})[name]) for name in sizes}
     elif strategy == "equal":
         raw = dict.fromkeys(sizes, 1.0)
     else:
-        power = 1 / temperature if strategy == "temperature" else 1.0
-        raw = {name: float(size) ** power for name, size in sizes.items()}
+        exponent = 1 / temperature if strategy == "temperature" else 1.0
+        raw = {name: float(size) ** exponent for name, size in sizes.items()}
     total = sum(raw.values())
     return {name: value / total for name, value in raw.items()}
 
 
 @dataclass
 class Draws:
-    """The endless sequence of one task, as far as it was looked at.
+    """The endless sequence of draws of one task, computed as far as needed.
 
-    cost: of each example in the mixture's unit, [size].
+    cost: of each example, in the mixture's unit, [size].
     """
 
     name: str
@@ -75,46 +76,46 @@ class Draws:
     seed: int
 
     def __post_init__(self) -> None:
-        self._order: Int64 = np.empty(0, dtype=np.int64)  # doubled as it grows
-        self._known = 0
+        self._order: Int64 = np.empty(0, dtype=np.int64)  # at least doubles when it grows
+        self._filled = 0
 
     @property
     def size(self) -> int:
-        """Examples of the task."""
+        """Number of examples of the task."""
         return len(self.cost)
 
     def first(self, count: int) -> Int64:
-        """The examples of the first `count` draws; every example comes once before any comes twice."""
+        """Return the examples of the first `count` draws; each example comes once before any comes twice."""
         if count > len(self._order):
             epochs = -(-max(count, 2 * len(self._order)) // self.size)
             larger = np.empty(epochs * self.size, dtype=np.int64)
-            larger[: self._known] = self._order[: self._known]
+            larger[: self._filled] = self._order[: self._filled]
             self._order = larger
-        while self._known < count:
-            epoch = self._known // self.size
+        while self._filled < count:
+            epoch = self._filled // self.size
             permutation = generator(self.seed, "epoch", self.name, epoch).permutation(self.size)
-            self._order[self._known : self._known + self.size] = permutation
-            self._known += self.size
+            self._order[self._filled : self._filled + self.size] = permutation
+            self._filled += self.size
         return self._order[:count]
 
     def jitter(self, count: int) -> Float64:
-        """A number in [0, 1) for each of the first `count` draws: where within its part of the way it lies."""
+        """Return the relative point, in [0, 1), of each of the first `count` draws within its interval."""
         return generator(self.seed, "place", self.name).random(count)
 
     def until(self, amount: float) -> int:
-        """How many draws come nearest to `amount` of the unit."""
+        """Return the number of draws whose total cost is closest to `amount`."""
         per_epoch = int(self.cost.sum())
-        whole = int(amount // per_epoch)
-        ends = np.cumsum(self.cost[self.first((whole + 2) * self.size)[whole * self.size :]])
-        rest = amount - whole * per_epoch
-        place = int(np.searchsorted(ends, rest))
-        lower = int(ends[place - 1]) if place else 0
-        return whole * self.size + place + (place < len(ends) and ends[place] - rest < rest - lower)
+        epochs = int(amount // per_epoch)
+        ends = np.cumsum(self.cost[self.first((epochs + 2) * self.size)[epochs * self.size :]])
+        rest = amount - epochs * per_epoch
+        index = int(np.searchsorted(ends, rest))
+        below = int(ends[index - 1]) if index else 0
+        return epochs * self.size + index + (index < len(ends) and ends[index] - rest < rest - below)
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Draws of all tasks in their order. task: place among the tasks; draw: number within the task's sequence; [n]."""
+    """The ordered draws of all tasks. task: index of the task; draw: index in the task's sequence; both [n]."""
 
     task: Int64
     draw: Int64
@@ -123,54 +124,55 @@ class Stream:
         return len(self.task)
 
     def first(self, count: int) -> Stream:
-        """The first `count` draws."""
+        """Return the first `count` draws."""
         return Stream(self.task[:count], self.draw[:count])
 
 
 def stream(draws: Sequence[Draws], shares: Sequence[float], amount: float) -> Stream:
-    """The stream until `amount` of the unit is drawn from all tasks together.
+    """Return the stream up to a total cost of `amount` over all tasks.
 
     Args:
         draws: one per task
-        shares: one per task, adding up to 1
+        shares: one per task, summing to 1
         amount: in the mixture's unit
     """
     counts = []
     for source, share in zip(draws, shares, strict=True):
-        # As many as begin before the end of the way.
-        whole = int(share * amount // int(source.cost.sum())) + 1
-        ends = np.cumsum(source.cost[source.first(whole * source.size)])
+        # All draws whose interval starts before `amount`.
+        epochs = int(share * amount // int(source.cost.sum())) + 1
+        ends = np.cumsum(source.cost[source.first(epochs * source.size)])
         counts.append(int(np.searchsorted(ends, share * amount, side="left")) + 1)
     ordered, points = _ordered(draws, shares, counts)
     return ordered.first(int(np.searchsorted(points, amount)))
 
 
 def in_order(draws: Sequence[Draws], counts: Sequence[int]) -> Stream:
-    """Exactly the first `counts` draws of every task, each task spread evenly over the whole."""
+    """Return the stream of exactly the first `counts` draws of each task, with every task spread evenly."""
     amounts = [float(source.cost[source.first(count)].sum()) for source, count in zip(draws, counts, strict=True)]
     total = sum(amounts)
     return _ordered(draws, [amount / total for amount in amounts], counts)[0]
 
 
 def _ordered(draws: Sequence[Draws], shares: Sequence[float], counts: Sequence[int]) -> tuple[Stream, Float64]:
-    points, tasks, numbers = [], [], []
-    for place, (source, share, count) in enumerate(zip(draws, shares, counts, strict=True)):
+    """Return the first `counts` draws of each task, sorted by their points, and the points."""
+    points, tasks, indices = [], [], []
+    for index, (source, share, count) in enumerate(zip(draws, shares, counts, strict=True)):
         if not count:
             continue
         cost = source.cost[source.first(count)].astype(np.float64)
         starts = np.cumsum(cost) - cost
         points.append((starts + source.jitter(count) * cost) / share)
-        tasks.append(np.full(count, place, dtype=np.int64))
-        numbers.append(np.arange(count, dtype=np.int64))
+        tasks.append(np.full(count, index, dtype=np.int64))
+        indices.append(np.arange(count, dtype=np.int64))
     order = np.argsort(np.concatenate(points), kind="stable")
-    return Stream(np.concatenate(tasks)[order], np.concatenate(numbers)[order]), np.concatenate(points)[order]
+    return Stream(np.concatenate(tasks)[order], np.concatenate(indices)[order]), np.concatenate(points)[order]
 
 
 def exact_counts(draws: Sequence[Draws], shares: Sequence[float], total: int) -> list[int]:
-    """How many draws of each task make `total` draws in the asked shares of the unit.
+    """Split `total` draws among the tasks so that their costs match the requested shares.
 
-    With examples as the unit each count is within one of its quota; with tokens, the realised share of each task is as
-    near to the asked one as whole examples allow.
+    With examples as the unit, each count is within one of its exact quota. With tokens, the actual share of each task
+    is as close to the requested share as whole examples allow.
     """
     names = [source.name for source in draws]
     if all((source.cost == 1).all() for source in draws):
@@ -178,25 +180,25 @@ def exact_counts(draws: Sequence[Draws], shares: Sequence[float], total: int) ->
         return [counts[name] for name in names]
     means = [float(source.cost.mean()) for source in draws]
     low, high = 0.0, 2.0 * total * max(means) + 1
-    for _ in range(60):  # bisection on the amount of the unit
+    for _ in range(60):  # bisection on the total amount
         middle = (low + high) / 2
         if sum(source.until(share * middle) for source, share in zip(draws, shares, strict=True)) < total:
             low = middle
         else:
             high = middle
-    found = [source.until(share * high) for source, share in zip(draws, shares, strict=True)]
-    while sum(found) != total:
-        found = _one_more(draws, shares, found, +1 if sum(found) < total else -1)
-    return found
+    rounded = [source.until(share * high) for source, share in zip(draws, shares, strict=True)]
+    while sum(rounded) != total:
+        rounded = _adjust_by_one(draws, shares, rounded, +1 if sum(rounded) < total else -1)
+    return rounded
 
 
-def _one_more(draws: Sequence[Draws], shares: Sequence[float], counts: list[int], step: int) -> list[int]:
-    """One draw more (or less) from the task whose amount is the farthest below (above) its share."""
+def _adjust_by_one(draws: Sequence[Draws], shares: Sequence[float], counts: list[int], step: int) -> list[int]:
+    """Add (or remove) one draw of the task that is farthest below (above) its share."""
     amounts = [float(source.cost[source.first(count)].sum()) for source, count in zip(draws, counts, strict=True)]
     total = sum(amounts)
-    room = [
+    deficits = [
         step * (share * total - amount) if count + step >= 0 else -np.inf
         for share, amount, count in zip(shares, amounts, counts, strict=True)
     ]
-    place = int(np.argmax(room))
-    return [count + step * (number == place) for number, count in enumerate(counts)]
+    farthest = int(np.argmax(deficits))
+    return [count + step * (index == farthest) for index, count in enumerate(counts)]

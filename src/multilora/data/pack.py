@@ -1,7 +1,7 @@
-"""Several examples in one row: best fit by length, in windows, so that rows are full and the order stays mixed.
+"""Pack several examples into one row by best fit, window by window, so that rows are full and tasks stay mixed.
 
 Within a window of the stream the longest segments are placed first, each into the fullest row that still has room for
-it (best-fit decreasing). The rows of a window are then shuffled: long examples do not come first, and every window
+it (best-fit decreasing). The rows of a window are then shuffled, so long examples do not come first and every window
 keeps the stream's proportions.
 """
 
@@ -13,33 +13,34 @@ import numpy as np
 
 from multilora.data.mixture import Int64, generator
 
-# Segments per window: enough short ones to fill the gaps that long ones leave.
+# Segments per window: enough short segments to fill the gaps left by long ones.
 WINDOW = 4096
 
 
 def best_fit(lengths: Int64, capacity: int) -> Int64:
-    """The row of every segment, [n]; rows are numbered from 0 without gaps.
+    """Return the row of every segment, [n]; rows are numbered from 0 without gaps.
 
-    Longest first, ties in the given order; each into the fullest row with room.
+    Segments are placed longest first (ties in input order), each into the fullest row with room.
 
     Args:
         lengths: tokens of each segment, 1 to `capacity`
         capacity: tokens of a row
     """
     rows = np.empty(len(lengths), dtype=np.int64)
-    # open_rows[space]: rows with exactly so much room left; a tree over the spaces finds the smallest that suffices.
+    # open_rows[space]: rows with exactly this much room left. A binary tree over the spaces finds the smallest one that
+    # is large enough.
     open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]
     size = 1
     while size < capacity + 1:
         size *= 2
     tree = bytearray(2 * size)
-    made = 0
+    row_count = 0
     for segment in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[segment])
         space = _smallest_from(tree, size, length)
         if space < 0:
-            row, space = made, capacity
-            made += 1
+            row, space = row_count, capacity
+            row_count += 1
         else:
             row = open_rows[space].pop()
             if not open_rows[space]:
@@ -53,8 +54,8 @@ def best_fit(lengths: Int64, capacity: int) -> Int64:
     return rows
 
 
-def _set(tree: bytearray, size: int, place: int, value: int) -> None:
-    node = size + place
+def _set(tree: bytearray, size: int, index: int, value: int) -> None:
+    node = size + index
     tree[node] = value
     while node > 1:
         node //= 2
@@ -62,7 +63,7 @@ def _set(tree: bytearray, size: int, place: int, value: int) -> None:
 
 
 def _smallest_from(tree: bytearray, size: int, start: int) -> int:
-    """The first set place at or after `start`, -1 if there is none."""
+    """Return the first set index at or after `start`, or -1."""
     node = size + start
     if tree[node]:
         return start
@@ -76,35 +77,34 @@ def _smallest_from(tree: bytearray, size: int, start: int) -> int:
     return -1
 
 
-def pack(lengths: Int64, capacity: int, seed: int, rows_wanted: int | None = None) -> Int64:
-    """The row of every segment of a stream, [n], -1 for those beyond the last row wanted.
+def pack(lengths: Int64, capacity: int, seed: int, num_rows: int | None = None) -> Int64:
+    """Return the row of every segment of a stream, [n]; -1 for segments beyond the last row.
 
     Args:
         lengths: tokens of each segment, in the stream's order
         capacity: tokens of a row
-        seed: of the order of rows within a window
-        rows_wanted: exactly so many rows are made, from the beginning of the stream; all when None
+        seed: for the order of rows within a window
+        num_rows: make exactly this many rows, from the start of the stream; None uses the entire stream
 
     Raises:
-        ValueError: the stream is too short for `rows_wanted`.
+        ValueError: the stream is too short for `num_rows` rows.
     """
     rows = np.full(len(lengths), -1, dtype=np.int64)
-    made = 0
+    row_count = 0
     for window, (start, end) in enumerate(_windows(len(lengths))):
-        found = best_fit(lengths[start:end], capacity)
-        count = int(found.max()) + 1
-        if rows_wanted is not None and made + count >= rows_wanted:
-            left = rows_wanted - made
-            end = start + _segments_for(lengths[start:end], capacity, left)
-            found = _exactly(best_fit(lengths[start:end], capacity), left)
-            count = left
+        window_rows = best_fit(lengths[start:end], capacity)
+        count = int(window_rows.max()) + 1
+        if num_rows is not None and row_count + count >= num_rows:
+            count = num_rows - row_count
+            end = start + _segments_for(lengths[start:end], capacity, count)
+            window_rows = _split_into(best_fit(lengths[start:end], capacity), count)
         order = generator(seed, "rows", window).permutation(count)
-        rows[start:end] = made + order[found]
-        made += count
-        if made == rows_wanted:
+        rows[start:end] = row_count + order[window_rows]
+        row_count += count
+        if row_count == num_rows:
             return rows
-    if rows_wanted is not None and made < rows_wanted:
-        raise ValueError(f"the stream fills {made} rows, {rows_wanted} were wanted")
+    if num_rows is not None and row_count < num_rows:
+        raise ValueError(f"the stream fills {row_count} rows, expected {num_rows}; pass a longer stream")
     return rows
 
 
@@ -114,7 +114,7 @@ def _windows(count: int) -> Iterator[tuple[int, int]]:
 
 
 def _segments_for(lengths: Int64, capacity: int, rows: int) -> int:
-    """The largest number of leading segments that fit into `rows` rows."""
+    """Return how many leading segments fit into `rows` rows."""
     low, high = 0, len(lengths)  # `low` segments fit
     while low < high:
         middle = (low + high + 1) // 2
@@ -125,12 +125,12 @@ def _segments_for(lengths: Int64, capacity: int, rows: int) -> int:
     return low
 
 
-def _exactly(found: Int64, rows: int) -> Int64:
-    """The same rows, some split until there are `rows` of them."""
-    made = int(found.max()) + 1 if len(found) else 0
-    while made < rows:
-        fullest = int(np.argmax(np.bincount(found)))
-        found = found.copy()
-        found[np.flatnonzero(found == fullest)[-1]] = made
-        made += 1
-    return found
+def _split_into(rows: Int64, count: int) -> Int64:
+    """Split rows until there are `count` of them."""
+    row_count = int(rows.max()) + 1 if len(rows) else 0
+    while row_count < count:
+        fullest = int(np.argmax(np.bincount(rows)))
+        rows = rows.copy()
+        rows[np.flatnonzero(rows == fullest)[-1]] = row_count
+        row_count += 1
+    return rows

@@ -1,4 +1,4 @@
-"""Does this model keep packed segments apart? A forward of a few tokens tells, before a run trains on leaking rows."""
+"""Check with a few tokens, before training, that a model does not attend across packed segments."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from multilora.modeling import max_positions
 
 @torch.no_grad()
 def check_packing(model: Any, collator: Collator) -> None:
-    """Compare the logits of a segment behind others with those behind different others, and of the segment alone.
+    """Compare the logits of a segment after two sets of preceding segments, and without any.
 
-    Batches are collated as in training: two rows of different lengths that end with the same segment, so that leaks
-    within a row, between rows and from the padding all show.
+    Batches are collated as in training. Each has two rows of different lengths that end with the same segment, which
+    exposes leaks within a row, between rows and from padding.
 
     Args:
-        model: where it will be trained
-        collator: of the training
+        model: on the device it will be trained on
+        collator: the one used in training
 
     Raises:
-        InputError: the segment sees what stands before it.
+        InputError: the logits of the segment depend on the preceding segments.
     """
     device = model.get_input_embeddings().weight.device
     size = min(8, (max_positions(model.config) or 16) // 2)
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocab_size = model.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(0)
 
     def segment(length: int) -> list[int]:
-        ids: list[int] = torch.randint(vocabulary, (length,), generator=generator).tolist()
+        ids: list[int] = torch.randint(vocab_size, (length,), generator=generator).tolist()
         return ids
 
     last = segment(size)
-    before = [[[segment(size)], [segment(size), segment(size // 2)]] for _ in range(2)]
+    preceding = [[[segment(size)], [segment(size), segment(size // 2)]] for _ in range(2)]
 
     def logits(rows: list[list[list[int]]]) -> list[torch.Tensor]:
-        """The logits of every row's last segment, each [size, vocabulary]."""
+        """Return the logits of the last segment of each row, each [size, vocab]."""
         packed = [_row(row) for row in rows]
         batch = {key: value.to(device) for key, value in collator(packed).items() if key not in ("labels", "task_ids")}
         output = model(**batch, use_cache=False).logits.float()
         ends = [len(row["input_ids"]) for row in packed]
         if len(output) == len(rows):
             return [output[i, end - size : end] for i, end in enumerate(ends)]
-        ends = torch.tensor(ends).cumsum(0).tolist()  # the rows in a single sequence
+        ends = torch.tensor(ends).cumsum(0).tolist()  # the rows are one sequence
         return [output[0, end - size : end] for end in ends]
 
     was_training = model.training
@@ -53,17 +53,17 @@ def check_packing(model: Any, collator: Collator) -> None:
     try:
         with torch.compiler.set_stance("force_eager"):  # these lengths are not worth compiling for
             (alone,) = logits([[last]])
-            first, second = (logits([[*segments, last] for segments in rows]) for rows in before)
+            first, second = (logits([[*segments, last] for segments in rows]) for rows in preceding)
     finally:
         model.train(was_training)
-    # What stands before must change nothing; rounding may differ with the width.
-    leak = max(float((one - other).abs().max()) for one, other in zip(first, second, strict=True))
+    # Preceding segments must not change anything. Against the segment alone, rounding may differ with the width.
+    leak = max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
     difference = max(float((packed - alone).abs().max()) for packed in first)
     spread = float(alone.std())
     if leak > 1e-3 * spread or difference > 0.1 * spread:
         raise InputError(
             f"data.packing: {type(model).__name__} does not keep the segments of a packed row apart (logits change by "
-            f"{max(leak, difference):.2g} with what stands before, at a standard deviation of {spread:.2g}); set "
+            f"{max(leak, difference):.2g} with the preceding segments, at a standard deviation of {spread:.2g}); set "
             "data.packing to false, or choose another model.attn_implementation"
         )
 

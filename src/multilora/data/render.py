@@ -1,9 +1,9 @@
-"""From an example's texts to token ids, the same way for training and evaluation.
+"""Render the texts of an example as token ids, identically for training and evaluation.
 
-A rendered example is a list of pieces, some of them trained on. For a prompt and its response these are two: the prefix
-(BOS, the prompt in a template) is all the model sees before it answers, the response is what it learns, with the
-token that ends it. A chat has such a pair for every assistant turn. Pieces are tokenised one by one, so that generation
-starts from exactly the tokens that training saw.
+A rendered example is a list of pieces, each trained on or not. A prompt with its response has two: the prefix (BOS and
+the prompt in a template), which is everything the model sees before it answers, and the response with its end token,
+which is trained on. A chat has such a pair for every assistant turn. Pieces are tokenized separately, so generation
+starts from exactly the tokens seen in training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class PlainTemplate:
-    """A form for prompts without a chat template: what stands around them, and what begins the response."""
+    """A prompt format without a chat template: the text around the prompt, and the text that starts the response."""
 
     before: str
     after: str
@@ -47,22 +47,22 @@ class Piece:
 
 
 class Renderer:
-    """Renders examples with one tokenizer. One BOS (if the tokenizer has one), one end token per response.
+    """Render examples with one tokenizer: one BOS (if the tokenizer has one) and one end token per response.
 
     Args:
         tokenizer: a transformers tokenizer
-        template: `chat` (the tokenizer's), a name in `PLAIN_TEMPLATES`, or `auto`: the chat template if there is one,
-            else `instruction`
+        template: `chat` (the tokenizer's chat template), a name in `PLAIN_TEMPLATES`, or `auto`: the chat template if
+            there is one, else `instruction`
 
     Raises:
-        DataError: the tokenizer has no end token, `chat` is asked for and it has no chat template, or that template
-            does not keep the answer at the end.
+        DataError: the tokenizer has no EOS token, `template` is `chat` and the tokenizer has no chat template, or the
+            chat template drops the text of an assistant turn.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "auto") -> None:
         self.tokenizer: Any = tokenizer
         if self.tokenizer.eos_token_id is None:
-            raise DataError("the tokenizer has no eos_token, so a response could not end; set one in its config")
+            raise DataError("the tokenizer has no eos_token to end a response with; set one in its config")
         if template == "auto":
             template = "chat" if self.tokenizer.chat_template else "instruction"
         if template == "chat" and not self.tokenizer.chat_template:
@@ -72,109 +72,108 @@ class Renderer:
             )
         self.template = template
         self.head, self.closing = self._response_frame()
-        # What every prefix ends with: a response is tokenised behind it, so that a tokenizer that begins a text in a
-        # way of its own (SentencePiece's leading space) does not do so in the middle.
+        # The common end of all prefixes. Responses are tokenized after it, because some tokenizers treat the start of
+        # a text differently (SentencePiece adds a space).
         self.context = self.prefix_text("0123456789").rpartition("0123456789")[2]
         self._context_ids = self._ids(self.context)
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the tokenizer's chat template is used."""
+        """Whether the chat template of the tokenizer is used."""
         return self.template == "chat"
 
     def prefix_text(self, prompt: str) -> str:
-        """The text before the response, without BOS unless the chat template writes it."""
+        """Return the text before the response, without BOS unless the chat template writes it."""
         if self.has_chat_template:
             return self._chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
-        form = PLAIN_TEMPLATES[self.template]
-        return form.before + prompt + form.after
+        plain = PLAIN_TEMPLATES[self.template]
+        return plain.before + prompt + plain.after
 
     def prefix_ids(self, prompt: str) -> list[int]:
-        """Token ids of BOS and prompt: where generation starts."""
+        """Return the token ids of BOS and prompt, from which generation starts."""
         return self._with_bos(self._ids(self.prefix_text(prompt)))
 
     def response_ids(self, response: str) -> list[int]:
-        """Token ids of a response without its end."""
+        """Return the token ids of a response, without its end token."""
         return self._continuation(self.head + response)
 
     def closing_ids(self) -> list[int]:
-        """Token ids that end a response: EOS, or the chat template's end of turn."""
+        """Return the token ids that end a response: EOS, or the end of turn of the chat template."""
         return self._ids(self.closing)
 
     def example_pieces(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[Piece]]:
-        """Prefix and response of each example; the tokenizer is called once for all, which is several times faster."""
+        """Return prefix and response of each example. One tokenizer call for all is several times faster."""
         if not prompts:
             return []
         prefixes = self.tokenizer([self.prefix_text(prompt) for prompt in prompts], add_special_tokens=False)
-        distinct = list(dict.fromkeys(responses))  # answers to choices repeat
+        distinct = list(dict.fromkeys(responses))  # choice tasks repeat their responses
         closing = self.closing_ids()
-        said = dict(zip(distinct, self._continuations([self.head + text for text in distinct]), strict=True))
+        response_ids = dict(zip(distinct, self._continuations([self.head + text for text in distinct]), strict=True))
         return [
-            [Piece(self._with_bos(prefix), False), Piece(said[response] + closing, True)]
+            [Piece(self._with_bos(prefix), False), Piece(response_ids[response] + closing, True)]
             for prefix, response in zip(prefixes["input_ids"], responses, strict=True)
         ]
 
     def chat_pieces(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[Piece]:
-        """The turns of a chat; what an assistant says and the end of its turn is trained on.
+        """Render a chat; the text and the end token of assistant turns are trained on.
 
         Raises:
-            DataError: no assistant turn, or the template renders a turn differently once others follow, so that what
-                the assistant says cannot be told apart.
+            DataError: no assistant turn, or the template renders a turn differently once other turns follow, so its
+                tokens cannot be located.
         """
         if not any(message.get("role") == "assistant" for message in messages):
-            raise DataError("the messages hold no assistant turn, so no token would be trained on")
+            raise DataError("the messages contain no assistant turn, so no token would be trained on")
         texts = self._chat_texts(messages, tools) if self.has_chat_template else self._plain_chat_texts(messages, tools)
-        pieces = []
-        for number, (text, trained) in enumerate(texts):
-            if not text:
-                continue
-            ids = self._with_bos(self._ids(text)) if number == 0 else self._ids(text, middle=True)
-            pieces.append(Piece(ids, trained))
+        pieces: list[Piece] = []
+        for text, trained in texts:
+            if text:  # empty before an assistant turn that opens the chat
+                ids = self._continuation(text) if pieces else self._with_bos(self._ids(text))
+                pieces.append(Piece(ids, trained))
         return pieces
 
     def _chat_texts(self, messages: Sequence[Message], tools: Sequence[Any]) -> list[tuple[str, bool]]:
         options = {"tools": list(tools)} if tools else {}
-        whole = self._chat(messages, **options)
+        chat = self._chat(messages, **options)
         texts: list[tuple[str, bool]] = []
-        done = 0
-        for number, message in enumerate(messages):
+        start = 0  # of the text that is not in `texts` yet
+        for index, message in enumerate(messages):
             if message.get("role") != "assistant":
                 continue
-            before = self._chat(messages[:number], add_generation_prompt=True, **options)
-            after = self._chat(messages[: number + 1], **options)
-            if not (whole.startswith(before) and after.startswith(before) and whole.startswith(after.rstrip())):
+            before = self._chat(messages[:index], add_generation_prompt=True, **options)
+            after = self._chat(messages[: index + 1], **options)
+            if not (chat.startswith(before) and after.startswith(before) and chat.startswith(after.rstrip())):
                 raise DataError(
-                    f"the chat template renders turn {number} (assistant) differently once other turns follow, so its "
-                    "tokens cannot be told apart; split the chat into several that end with an assistant's turn"
+                    f"the chat template renders turn {index} (assistant) differently once other turns follow, so its "
+                    "tokens cannot be located; split the chat into several chats that end with an assistant turn"
                 )
-            end = after.rfind(self.closing, len(before))
-            if end >= 0:
-                said = after[len(before) : end + len(self.closing)]
-                stop = len(before) + len(said)
-            else:  # the template writes no end of its own
-                said, stop = after[len(before) :].rstrip() + self.closing, len(after.rstrip())
-            texts += [(whole[done : len(before)], False), (said, True)]
-            done = stop
+            closing_start = after.rfind(self.closing, len(before))
+            if closing_start >= 0:
+                response = after[len(before) : closing_start + len(self.closing)]
+                end = len(before) + len(response)
+            else:  # the template writes no end token
+                response, end = after[len(before) :].rstrip() + self.closing, len(after.rstrip())
+            texts += [(chat[start : len(before)], False), (response, True)]
+            start = end
         return texts
 
     def _plain_chat_texts(self, messages: Sequence[Message], tools: Sequence[Any]) -> list[tuple[str, bool]]:
-        form = PLAIN_TEMPLATES[self.template]
+        plain = PLAIN_TEMPLATES[self.template]
         texts: list[tuple[str, bool]] = []
-        waiting = ""
-        for number, message in enumerate(messages):
+        prefix = ""
+        for index, message in enumerate(messages):
             role, content = message.get("role"), message.get("content")
             if tools or message.get("tool_calls") or role == "tool" or not isinstance(content, str):
                 raise DataError(
-                    f"turn {number} ({role}) needs the tokenizer's chat template (tools or structured content), and "
-                    f"data.template is `{self.template}`; use a tokenizer that has one"
+                    f"turn {index} ({role}) needs the tokenizer's chat template (tools or structured content), and "
+                    f"data.template is `{self.template}`; use a tokenizer with a chat template and data.template `chat`"
                 )
             if role == "assistant":
-                texts += [(waiting, False), (form.head + content.strip() + self.closing, True)]
-                waiting = "\n\n"
+                texts += [(prefix, False), (plain.head + content.strip() + self.closing, True)]
+                prefix = "\n\n"
             elif role == "user":
-                waiting += form.before + content.strip() + form.after
+                prefix += plain.before + content.strip() + plain.after
             else:
-                waiting += content.strip() + "\n\n"
+                prefix += content.strip() + "\n\n"
         return texts
 
     def _chat(self, messages: Sequence[Message], **options: Any) -> str:
@@ -183,12 +182,10 @@ class Renderer:
         try:
             text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
         except (TemplateError, TypeError, ValueError) as error:
-            raise DataError(f"the tokenizer's chat template refuses these messages: {error}") from None
+            raise DataError(f"the tokenizer's chat template rejects these messages: {error}") from None
         return text
 
-    def _ids(self, text: str, *, middle: bool = False) -> list[int]:
-        if middle:
-            return self._continuation(text)
+    def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -196,12 +193,12 @@ class Renderer:
         return self._continuations([text])[0]
 
     def _continuations(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that stand behind other text; merges across the border are left out."""
+        """Return the ids of texts that follow other text; if a merge crosses the boundary, those of the text alone."""
         size = len(self._context_ids)
-        together = self.tokenizer([self.context + text for text in texts], add_special_tokens=False)["input_ids"]
+        with_context = self.tokenizer([self.context + text for text in texts], add_special_tokens=False)["input_ids"]
         return [
             ids[size:] if ids[:size] == self._context_ids else self._ids(text)
-            for ids, text in zip(together, texts, strict=True)
+            for ids, text in zip(with_context, texts, strict=True)
         ]
 
     def _with_bos(self, ids: list[int]) -> list[int]:
@@ -209,7 +206,7 @@ class Renderer:
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
     def _response_frame(self) -> tuple[str, str]:
-        """What stands before and after an answer: the template's own text, up to the special token that ends a turn."""
+        """Return what the template writes before and after a response, up to the special token that ends the turn."""
         if not self.has_chat_template:
             return PLAIN_TEMPLATES[self.template].head, self.tokenizer.eos_token
         probe = "0123456789"
@@ -218,7 +215,7 @@ class Renderer:
         before = self._chat(messages[:1], add_generation_prompt=True)
         if probe not in text:
             raise DataError(
-                "the tokenizer's chat template does not keep an assistant's text; clear or mend chat_template"
+                "the tokenizer's chat template drops the text of assistant turns; fix or clear its chat_template"
             )
         start, _, tail = text.rpartition(probe)
         head = start[len(before) :] if start.startswith(before) else ""

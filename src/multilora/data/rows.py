@@ -1,4 +1,4 @@
-"""Which examples make which row of training: from the tasks' draws and shares to rows and segments."""
+"""Assign examples to training rows, from the draws and shares of the tasks."""
 
 from __future__ import annotations
 
@@ -15,137 +15,146 @@ from multilora.recipe import MixtureSection
 
 
 def unit_cost(task: TokenizedTask, unit: str) -> Int64:
-    """What each example of a task counts for in the mixture's unit: 1, its tokens or its trained tokens."""
+    """Return the cost of each example in the mixture's unit: 1, its tokens or its trained tokens."""
     if unit == "examples":
         return np.ones(len(task), dtype=np.int64)
     return task.column("length" if unit == "tokens" else "trained_tokens")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """How long the training is: `steps`, or an `amount` of the unit; capacity of a packed row in tokens, or None."""
+class RowBudget:
+    """How many rows to make.
+
+    steps: optimizer steps; None: as many as `amount` needs; amount: total cost in the mixture's unit; capacity: tokens
+    of a packed row, None without packing.
+    """
 
     steps: int | None
     amount: float
     rows_per_step: int
     capacity: int | None
 
-    def whole_rows(self, rows: int) -> int:
-        """`rows` rounded up to whole steps."""
+    def round_up(self, rows: int) -> int:
+        """Round `rows` up to full steps, at least one."""
         return max(1, -(-rows // self.rows_per_step)) * self.rows_per_step
 
 
-def amount_of(
+def total_amount(
     section: MixtureSection,
     draws: Sequence[Draws],
     lengths: Sequence[Int64],
     shares: Sequence[float],
     epochs: float,
 ) -> float:
-    """The mixture's total in its unit."""
-    in_all = float(sum(int(source.cost.sum()) for source in draws))
-    # Unit per example and tokens per unit of the mixture as it is drawn.
+    """Return the total to draw, in the mixture's unit: `total_examples`, `total_tokens` or `epochs` over all tasks."""
     if section.total_examples is not None:
-        per_unit = sum(share / source.cost.mean() for source, share in zip(draws, shares, strict=True))
-        return section.total_examples / float(per_unit)
+        examples_per_unit = sum(share / source.cost.mean() for source, share in zip(draws, shares, strict=True))
+        return section.total_examples / float(examples_per_unit)
     if section.total_tokens is not None:
-        per_unit = sum(
+        tokens_per_unit = sum(
             share * size.mean() / source.cost.mean() for source, size, share in zip(draws, lengths, shares, strict=True)
         )
-        return section.total_tokens / float(per_unit)
-    return epochs * in_all
+        return section.total_tokens / float(tokens_per_unit)
+    return epochs * float(sum(int(source.cost.sum()) for source in draws))
 
 
-def mixed(
-    draws: Sequence[Draws], lengths: Sequence[Int64], shares: Sequence[float], wanted: Wanted, seed: int
+def mixed_rows(
+    draws: Sequence[Draws], lengths: Sequence[Int64], shares: Sequence[float], budget: RowBudget, seed: int
 ) -> tuple[Int64, Stream]:
-    """(row of each segment, the segments): every row may hold any task."""
-    if wanted.capacity is None:
-        if wanted.steps is not None:
-            total = wanted.steps * wanted.rows_per_step
+    """Make rows in which tasks are mixed; return the row of each segment, and the segments."""
+    if budget.capacity is None:
+        if budget.steps is not None:
+            total = budget.steps * budget.rows_per_step
         else:
-            total = wanted.whole_rows(len(mixture.stream(draws, shares, wanted.amount)))
-        found = mixture.in_order(draws, mixture.exact_counts(draws, shares, total))
-        return np.arange(total, dtype=np.int64), found
-    if wanted.steps is None:
-        stream = mixture.stream(draws, shares, wanted.amount)
-        packed = pack(per_draw(stream, draws, lengths), wanted.capacity, seed)
-        made = int(packed.max(initial=-1)) + 1  # none if the total is below one example
-        rows = wanted.whole_rows(made)
-        if rows == made:  # nothing to fill up
-            return packed, stream
+            total = budget.round_up(len(mixture.stream(draws, shares, budget.amount)))
+        stream = mixture.in_order(draws, mixture.exact_counts(draws, shares, total))
+        return np.arange(total, dtype=np.int64), stream
+    if budget.steps is None:
+        stream = mixture.stream(draws, shares, budget.amount)
+        packed_rows = pack(per_draw(stream, draws, lengths), budget.capacity, seed)
+        row_count = int(packed_rows.max(initial=-1)) + 1  # 0 if the total is below one example
+        rows = budget.round_up(row_count)
+        if rows == row_count:  # the last step is full
+            return packed_rows, stream
     else:
-        rows = wanted.steps * wanted.rows_per_step
-    return _packed_rows(draws, lengths, shares, rows, wanted.capacity, seed)
+        rows = budget.steps * budget.rows_per_step
+    return _packed_rows(draws, lengths, shares, rows, budget.capacity, seed)
 
 
 def _packed_rows(
     draws: Sequence[Draws], lengths: Sequence[Int64], shares: Sequence[float], rows: int, capacity: int, seed: int
 ) -> tuple[Int64, Stream]:
-    """Exactly `rows` packed rows from the beginning of the stream."""
+    """Pack exactly `rows` rows from the start of the stream."""
     tokens_per_unit = sum(
         share * size.mean() / source.cost.mean() for source, size, share in zip(draws, lengths, shares, strict=True)
     )
     amount = 1.02 * rows * capacity / float(tokens_per_unit) + float(max(source.cost.max() for source in draws))
     while True:
-        found = mixture.stream(draws, shares, amount)
+        stream = mixture.stream(draws, shares, amount)
         try:
-            packed = pack(per_draw(found, draws, lengths), capacity, seed, rows)
-        except ValueError:  # the lengths came out shorter than on average
+            packed_rows = pack(per_draw(stream, draws, lengths), capacity, seed, rows)
+        except ValueError:  # the drawn examples are shorter than average
             amount *= 1.1
             continue
-        kept = packed >= 0
-        return packed[kept], Stream(found.task[kept], found.draw[kept])
+        kept = packed_rows >= 0
+        return packed_rows[kept], Stream(stream.task[kept], stream.draw[kept])
 
 
-def homogeneous(
-    draws: Sequence[Draws], lengths: Sequence[Int64], shares: Sequence[float], wanted: Wanted, seed: int
+def homogeneous_rows(
+    draws: Sequence[Draws], lengths: Sequence[Int64], shares: Sequence[float], budget: RowBudget, seed: int
 ) -> tuple[Int64, Stream]:
-    """(row of each segment, the segments): all rows of an optimizer step are of one task."""
-    # Units that one row of a task holds; its steps follow from its share.
-    per_row = [
-        float(source.cost.mean() * (1 if wanted.capacity is None else wanted.capacity / size.mean()))
+    """Make rows with one task per optimizer step; return the row of each segment, and the segments."""
+    # Average cost of one row of each task. The steps of a task follow from its share.
+    row_costs = [
+        float(source.cost.mean() * (1 if budget.capacity is None else budget.capacity / size.mean()))
         for source, size in zip(draws, lengths, strict=True)
     ]
-    rows_per_unit = sum(share / held for share, held in zip(shares, per_row, strict=True))
-    steps = wanted.steps or wanted.whole_rows(int(np.ceil(wanted.amount * rows_per_unit))) // wanted.rows_per_step
-    weights = {source.name: share / held for source, share, held in zip(draws, shares, per_row, strict=True)}
-    steps_of = list(mixture.apportion(steps, weights).values())
-    blocks = [
+    rows_per_unit = sum(share / cost for share, cost in zip(shares, row_costs, strict=True))
+    steps = budget.steps or budget.round_up(int(np.ceil(budget.amount * rows_per_unit))) // budget.rows_per_step
+    weights = {source.name: share / cost for source, share, cost in zip(draws, shares, row_costs, strict=True)}
+    steps_per_task = list(mixture.apportion(steps, weights).values())
+    step_draws = [
         Draws(source.name, np.ones(max(count, 1), dtype=np.int64), seed)
-        for source, count in zip(draws, steps_of, strict=True)
+        for source, count in zip(draws, steps_per_task, strict=True)
     ]
-    order = mixture.in_order(blocks, steps_of)
-    rows, tasks, numbers = [], [], []
-    for place, (source, size, count) in enumerate(zip(draws, lengths, steps_of, strict=True)):
-        mine = np.flatnonzero(order.task == place)  # the steps of this task, in order
-        needed = count * wanted.rows_per_step
-        if not needed:
+    order = mixture.in_order(step_draws, steps_per_task)
+    rows, tasks, indices = [], [], []
+    for task, (source, size, count) in enumerate(zip(draws, lengths, steps_per_task, strict=True)):
+        task_steps = np.flatnonzero(order.task == task)
+        row_count = count * budget.rows_per_step
+        if not row_count:
             continue
-        if wanted.capacity is None:
-            own, drawn = np.arange(needed, dtype=np.int64), np.arange(needed, dtype=np.int64)
+        if budget.capacity is None:
+            task_rows, drawn = np.arange(row_count, dtype=np.int64), np.arange(row_count, dtype=np.int64)
         else:
-            own, found = _packed_rows([source], [size], [1.0], needed, wanted.capacity, seed)
-            drawn = found.draw
-        rows.append(mine[own // wanted.rows_per_step] * wanted.rows_per_step + own % wanted.rows_per_step)
-        tasks.append(np.full(len(drawn), place, dtype=np.int64))
-        numbers.append(drawn)
-    return np.concatenate(rows), Stream(np.concatenate(tasks), np.concatenate(numbers))
+            task_rows, stream = _packed_rows([source], [size], [1.0], row_count, budget.capacity, seed)
+            drawn = stream.draw
+        step, row_in_step = np.divmod(task_rows, budget.rows_per_step)
+        rows.append(task_steps[step] * budget.rows_per_step + row_in_step)
+        tasks.append(np.full(len(drawn), task, dtype=np.int64))
+        indices.append(drawn)
+    return np.concatenate(rows), Stream(np.concatenate(tasks), np.concatenate(indices))
 
 
 def per_draw(stream: Stream, draws: Sequence[Draws], values: Sequence[Int64]) -> Int64:
-    """A number per example of each task, for every draw of the stream."""
-    found = np.empty(len(stream), dtype=np.int64)
-    for place, (source, column) in enumerate(zip(draws, values, strict=True)):
-        mine = stream.task == place
-        drawn = stream.draw[mine]
+    """Look up a value for every draw of the stream.
+
+    Args:
+        stream: the draws
+        draws: one per task
+        values: one array per task, with one value per example
+    """
+    result = np.empty(len(stream), dtype=np.int64)
+    for task, (source, column) in enumerate(zip(draws, values, strict=True)):
+        in_task = stream.task == task
+        drawn = stream.draw[in_task]
         if len(drawn):
-            found[mine] = column[source.first(int(drawn.max()) + 1)[drawn]]
-    return found
+            result[in_task] = column[source.first(int(drawn.max()) + 1)[drawn]]
+    return result
 
 
-def shuffled(row: Int64, block: int, seed: int) -> Int64:
-    """Rows in a random order; blocks of that many stay together."""
+def shuffle_rows(row: Int64, block: int, seed: int) -> Int64:
+    """Shuffle blocks of `block` consecutive rows; the order within a block stays."""
     blocks = (int(row.max()) + 1) // block
     order = mixture.generator(seed, "order").permutation(blocks)
     shuffled: Int64 = order[row // block] * block + row % block

@@ -1,4 +1,4 @@
-"""A task's examples as token ids in a memory-mapped cache, with everything that had to be cut or left out counted."""
+"""Tokenize the examples of a task into a memory-mapped cache, and count everything that is truncated or dropped."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from multilora.modeling import max_positions
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Part of every cache key: raise it whenever the same example would become other tokens.
+# Part of every cache key: increase it whenever the same example would get different tokens.
 VERSION = 2
-WHOLE, TRUNCATED, CUT = 0, 1, 2
+COMPLETE, TRUNCATED, CUT = 0, 1, 2
 DEFAULT_MAX_LENGTH = 1024
 
 
 @dataclass(frozen=True)
 class TokenizeOptions:
-    """What decides on the tokens of an example, besides tokenizer and template; see the recipe's `data:` section."""
+    """What determines the tokens of an example besides tokenizer and template; see `data:` in the recipe."""
 
     max_length: int
     loss_on: str = "responses"
@@ -36,12 +36,14 @@ class TokenizeOptions:
 
 @dataclass(frozen=True)
 class TokenizedTask:
-    """The tokens of one task's split.
+    """The tokens of one split of a task.
 
-    dataset columns: input_ids; spans (flat [start, end, start, end, ...] of what is trained on); length and
-    trained_tokens (counts); state (`WHOLE`, `TRUNCATED`, `CUT`); example (row in the task's own dataset).
-    truncated: prompts that lost their start; cut: responses that lost their end; dropped: examples left out because
-    they do not fit; dropped_in_source: reason -> records that the task itself left out.
+    dataset: columns input_ids; spans (flat [start, end, start, end, ...] of the trained tokens); length and
+    trained_tokens (counts); state (`COMPLETE`, `TRUNCATED`, `CUT`); example (index in the dataset of `Task.load`)
+    truncated: number of prompts that lost their start
+    cut: number of responses that lost their end
+    dropped: number of examples that do not fit
+    dropped_in_source: reason -> number of records dropped by the task
     """
 
     name: str
@@ -55,31 +57,34 @@ class TokenizedTask:
         return len(self.dataset)
 
     def column(self, name: str) -> npt.NDArray[np.int64]:
-        """A column of numbers, [examples]."""
+        """Return an integer column, [examples]."""
         return _column(self.dataset, name)
 
 
 def _column(dataset: Dataset, name: str) -> npt.NDArray[np.int64]:
-    # From Arrow at once; by way of rows it takes minutes for a million.
+    # Straight from Arrow: row by row, a million examples take minutes.
     return np.asarray(dataset.data.column(name).to_numpy(), dtype=np.int64)
 
 
 def row_length(max_length: int | None, config: Any) -> int:
-    """Tokens of a row: the recipe's `data.max_length`, else the model's positions but at most 1024.
+    """Return the tokens of a row: `data.max_length` of the recipe, else the positions of the model, at most 1024.
 
     Raises:
-        RecipeError: more than the model has positions.
+        RecipeError: `max_length` exceeds the positions of the model.
     """
     positions = max_positions(config) or DEFAULT_MAX_LENGTH
     if max_length is not None and max_length > positions:
         raise RecipeError(
-            [f"data.max_length: {max_length} is more than the {positions} positions of the model; use at most these"]
+            [
+                f"data.max_length: {max_length} is more than the {positions} positions of the model; set it to "
+                f"{positions} or less"
+            ]
         )
     return max_length or min(positions, DEFAULT_MAX_LENGTH)
 
 
 def fit(prefix: list[int], response: list[int], max_length: int, bos: int | None) -> list[int] | None:
-    """The prefix cut from its left (after BOS) until both fit; None if the response alone does not."""
+    """Cut the prefix from the left, after BOS, until both fit; return None if even the response does not fit."""
     room = max_length - len(response)
     if len(prefix) <= room:
         return prefix
@@ -90,44 +95,44 @@ def fit(prefix: list[int], response: list[int], max_length: int, bos: int | None
 
 
 def fit_pieces(pieces: Sequence[Piece], options: TokenizeOptions, bos: int | None) -> tuple[list[Piece], int] | None:
-    """The pieces within `max_length`, and what was done to them (`WHOLE`, `TRUNCATED`, `CUT`); None: they do not fit.
+    """Shorten the pieces to `max_length`; return them with their state, or None if they do not fit.
 
-    Only what stands before the first response is shortened, from its left; a response loses its end only with
+    The text before the first response loses its start (`TRUNCATED`). Responses lose their end (`CUT`) only with
     `cut_responses`.
     """
     total = sum(len(piece.ids) for piece in pieces)
     if total <= options.max_length:
-        return list(pieces), WHOLE
+        return list(pieces), COMPLETE
     first, *rest = pieces
     if options.overlong == "truncate_prompt" and not first.trained:
-        after = [token for piece in rest for token in piece.ids]
-        fitted = fit(first.ids, after, options.max_length, bos)
+        rest_ids = [token for piece in rest for token in piece.ids]
+        fitted = fit(first.ids, rest_ids, options.max_length, bos)
         if fitted is not None:
             return [Piece(fitted, False), *rest], TRUNCATED
     if not options.cut_responses:
         return None
-    # Half the room for what comes before, so that some of the response is left.
-    state_pieces = list(pieces)
+    # Limit the prefix to half of the row, so that part of the response remains.
+    shortened = list(pieces)
     if not first.trained and options.overlong == "truncate_prompt":
         fitted = fit(first.ids, [], max(options.max_length // 2, 2), bos)
-        state_pieces[0] = Piece(first.ids if fitted is None else fitted, False)
+        shortened[0] = Piece(first.ids if fitted is None else fitted, False)
     kept: list[Piece] = []
     room = options.max_length
-    for piece in state_pieces:
+    for piece in shortened:
         kept.append(Piece(piece.ids[:room], piece.trained))
         room -= len(kept[-1].ids)
     return (kept, CUT) if any(piece.trained and piece.ids for piece in kept) else None
 
 
-def _row(pieces: Sequence[Piece], everything: bool) -> dict[str, Any]:
+def _row(pieces: Sequence[Piece], loss_on_all: bool) -> dict[str, Any]:
     ids: list[int] = []
     spans: list[int] = []
     for piece in pieces:
         start = len(ids)
         ids += piece.ids
-        # The first token of an example has nothing before it to be predicted from.
+        # The first token of an example cannot be predicted from anything.
         start = max(start, 1)
-        if (piece.trained or everything) and start < len(ids):
+        if (piece.trained or loss_on_all) and start < len(ids):
             if spans and spans[-1] == start:
                 spans[-1] = len(ids)
             else:
@@ -137,48 +142,48 @@ def _row(pieces: Sequence[Piece], everything: bool) -> dict[str, Any]:
 
 
 class _Tokenizer:
-    """One batch of examples to rows; a class, so that it can be sent to other processes."""
+    """Turn a batch of examples into rows. A class, so that it can be pickled for other processes."""
 
     def __init__(self, name: str, renderer: Renderer, options: TokenizeOptions) -> None:
         self.name, self.renderer, self.options = name, renderer, options
 
-    def __call__(self, batch: dict[str, list[Any]], positions: list[int]) -> dict[str, list[Any]]:
+    def __call__(self, batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows: dict[str, list[Any]] = {
             name: [] for name in ("input_ids", "spans", "length", "trained_tokens", "state", "example")
         }
         bos = self.renderer.tokenizer.bos_token_id
-        for position, pieces in zip(positions, self._pieces(batch, positions), strict=True):
+        for index, pieces in zip(indices, self._pieces(batch, indices), strict=True):
             fitted = fit_pieces(pieces, self.options, bos)
             if fitted is None:
                 continue
             pieces, state = fitted
-            row = {**_row(pieces, self.options.loss_on == "all"), "state": state, "example": position}
+            row = {**_row(pieces, self.options.loss_on == "all"), "state": state, "example": index}
             for key, value in row.items():
                 rows[key].append(value)
         return rows
 
-    def _pieces(self, batch: dict[str, list[Any]], positions: list[int]) -> list[list[Piece]]:
-        chats = batch.get("messages") or [""] * len(positions)
-        tools = batch.get("tools") or [""] * len(positions)
-        plain = [place for place, chat in enumerate(chats) if not chat]
-        for place in plain:
-            if not batch["response"][place].strip():
+    def _pieces(self, batch: dict[str, list[Any]], indices: list[int]) -> list[list[Piece]]:
+        chats = batch.get("messages") or [""] * len(indices)
+        tools = batch.get("tools") or [""] * len(indices)
+        plain = [i for i, chat in enumerate(chats) if not chat]
+        for i in plain:
+            if not batch["response"][i].strip():
                 raise DataError(
-                    f"task {self.name!r}, example {positions[place]}: the response is empty, so no token would be "
-                    "trained on; remove the record or mend its template"
+                    f"task {self.name!r}, example {indices[i]}: the response is empty, so no token would be "
+                    "trained on; remove the record or fix its template"
                 )
-        made = self.renderer.example_pieces(
-            [batch["prompt"][place] for place in plain], [batch["response"][place] for place in plain]
+        plain_pieces = self.renderer.example_pieces(
+            [batch["prompt"][i] for i in plain], [batch["response"][i] for i in plain]
         )
-        pieces = dict(zip(plain, made, strict=True))
-        for place, chat in enumerate(chats):
+        pieces = dict(zip(plain, plain_pieces, strict=True))
+        for i, chat in enumerate(chats):
             if chat:
                 try:
-                    described = json.loads(tools[place]) if tools[place] else []
-                    pieces[place] = self.renderer.chat_pieces(json.loads(chat), described)
+                    chat_tools = json.loads(tools[i]) if tools[i] else []
+                    pieces[i] = self.renderer.chat_pieces(json.loads(chat), chat_tools)
                 except DataError as error:
-                    raise DataError(f"task {self.name!r}, example {positions[place]}: {error}") from None
-        return [pieces[place] for place in range(len(positions))]
+                    raise DataError(f"task {self.name!r}, example {indices[i]}: {error}") from None
+        return [pieces[i] for i in range(len(indices))]
 
 
 def tokenize_task(
@@ -190,18 +195,18 @@ def tokenize_task(
     num_proc: int = 1,
     dropped_in_source: dict[str, int] | None = None,
 ) -> TokenizedTask:
-    """Tokenise a split, or take it from the cache (under `datasets`' own cache folder).
+    """Tokenize a split, or read it from the cache (inside the cache folder of `datasets`).
 
     Args:
         name: of the task
         examples: from `Task.load`
         renderer: tokenizer and template
-        options: lengths and what is trained on
-        num_proc: processes; small splits are done by one
-        dropped_in_source: what `Task.load` left out, to be reported on
+        options: length limits, and which tokens are trained on
+        num_proc: number of processes; small splits use one
+        dropped_in_source: records dropped by `Task.load`, passed on to the result
 
     Raises:
-        DataError: a response is empty (there would be nothing to train on), or no example is left.
+        DataError: a response is empty, so nothing would be trained on, or no example fits.
     """
     from datasets import Features, List, Value, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -219,7 +224,7 @@ def tokenize_task(
     folder = cache_root()
     folder.mkdir(parents=True, exist_ok=True)
     quiet = are_progress_bars_disabled()
-    disable_progress_bars()  # the plan shows its own
+    disable_progress_bars()  # make_plan shows one for all tasks
     try:
         dataset = examples.map(
             _Tokenizer(name, renderer, options),
@@ -233,7 +238,7 @@ def tokenize_task(
             desc=None,
         )
     except Exception as error:
-        # Other processes hand errors over wrapped or copied.
+        # Errors from worker processes arrive wrapped or copied.
         inner: BaseException | None = error
         while inner is not None and not isinstance(inner, DataError):
             inner = inner.__cause__
@@ -245,8 +250,12 @@ def tokenize_task(
             enable_progress_bars()
     if not len(dataset):
         dropped = len(examples)
-        reason = f"all {dropped} are longer than max_length {options.max_length}" if dropped else "the source is empty"
-        raise DataError(f"task {name!r}: no examples ({reason})")
+        if not dropped:
+            raise DataError(f"task {name!r}: no examples: the source is empty; remove the task, or give it data")
+        raise DataError(
+            f"task {name!r}: no examples: all {dropped:,} are longer than max_length {options.max_length}; raise "
+            "data.max_length, or set data.cut_responses"
+        )
     state = _column(dataset, "state")
     return TokenizedTask(
         name,
@@ -259,14 +268,14 @@ def tokenize_task(
 
 
 def tokens_key(examples: Dataset, renderer: Renderer, options: TokenizeOptions) -> str:
-    """A name for the tokens of these examples under this tokenizer, template and options."""
+    """Return the cache key for these examples with this tokenizer, template and options."""
     tokenizer = renderer.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    described = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    definition = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return cache_key(
         VERSION,
         examples._fingerprint,
-        described,
+        definition,
         tokenizer.chat_template,
         tokenizer.special_tokens_map,
         renderer.template,

@@ -1,1 +1,1 @@
-"""Every task scored its own way: choices by log-likelihood, generated text by its metric, all by loss."""
+"""Evaluation: choices by log-likelihood, generated text by the task's metrics, all tasks by loss."""

@@ -1,4 +1,4 @@
-"""Evaluation examples as token ids: what the model is given, and what it is scored on after that."""
+"""Evaluation examples as token ids: the prefixes that the model reads and the continuations that are scored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from multilora.recipe import EvaluationSection
 
 @dataclass(frozen=True)
 class Question:
-    """An example as (prefix, continuation) token ids; the first `references` are what it should say."""
+    """An example as (prefix, continuation) token ids; the first `references` are the expected ones."""
 
     example: Example
     sequences: list[tuple[list[int], list[int]]]
@@ -25,19 +25,19 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions:
-    """The examples that fit, and how many of them lost the start of their prompt."""
+    """The examples that fit, and the number of them whose prompt was truncated."""
 
     questions: list[Question]
     truncated: int
 
 
 def questions_of(renderer: Renderer, examples: Sequence[Example], length: int) -> Questions:
-    """The examples as token ids; those of which a response does not fit are left out.
+    """Tokenize examples; drop those with a response that does not fit.
 
     Args:
-        renderer: for its tokenizer
-        examples: to be asked
-        length: longest sequence in tokens; a longer prompt is cut from its left
+        renderer: of the base's tokenizer
+        examples: to be evaluated
+        length: maximum tokens per sequence; longer prompts are truncated on the left
     """
     bos = renderer.tokenizer.bos_token_id
     closing = renderer.closing_ids()
@@ -46,17 +46,19 @@ def questions_of(renderer: Renderer, examples: Sequence[Example], length: int) -
     for example in examples:
         if example["messages"]:
             turns = _chat_turns(renderer, example)
-            fits = [fit(before, said, length, bos) for before, said in turns]
-            pairs = [(ids, said) for ids, (_, said) in zip(fits, turns, strict=True) if ids is not None]
-            if not pairs or len(pairs) < len(turns):
+            fitted_contexts = [fit(context, reply, length, bos) for context, reply in turns]
+            sequences = [
+                (ids, reply) for ids, (_, reply) in zip(fitted_contexts, turns, strict=True) if ids is not None
+            ]
+            if not sequences or len(sequences) < len(turns):
                 continue
-            truncated += any(len(ids) < len(before) for (ids, _), (before, _) in zip(pairs, turns, strict=True))
-            questions.append(Question(example, pairs, len(pairs)))
+            truncated += any(len(ids) < len(context) for (ids, _), (context, _) in zip(sequences, turns, strict=True))
+            questions.append(Question(example, sequences, len(sequences)))
             continue
         prefix = renderer.prefix_ids(example["prompt"])
         choices = example["choices"]
         if choices:
-            # The reference comes first; `chosen` knows the order.
+            # The reference comes first, as `most_likely_choice` expects.
             reference = example["correct"][0]
             responses = [choices[reference], *(choice for index, choice in enumerate(choices) if index != reference)]
         else:
@@ -71,37 +73,37 @@ def questions_of(renderer: Renderer, examples: Sequence[Example], length: int) -
 
 
 def _chat_turns(renderer: Any, example: Example) -> list[tuple[list[int], list[int]]]:
-    """(all before it, what is said) of every assistant turn, as token ids."""
+    """Return (context, reply) token ids of every assistant turn."""
     tools = json.loads(example["tools"]) if example["tools"] else []
-    before: list[int] = []
+    context: list[int] = []
     turns = []
     for piece in renderer.chat_pieces(json.loads(example["messages"]), tools):
-        # The first token of all has nothing before it to be predicted from.
-        start = 0 if before else 1
+        # The first token of a chat cannot be predicted from anything.
+        start = 0 if context else 1
         if piece.trained and len(piece.ids) > start:
-            turns.append((before + piece.ids[:start], piece.ids[start:]))
-        before += piece.ids
+            turns.append((context + piece.ids[:start], piece.ids[start:]))
+        context += piece.ids
     return turns
 
 
 def prefixes_of(
     model: Any, renderer: Renderer, questions: Sequence[Question], section: EvaluationSection
 ) -> tuple[list[list[int]], int]:
-    """Prompts that leave room for a response among the model's positions, and how many lost their start for it.
+    """Return the prompts, truncated to leave room for a response, and the number of truncated ones.
 
     Raises:
-        DataError: no room for any prompt.
+        DataError: there is no room for a prompt.
     """
     room = (getattr(model.config, "max_position_embeddings", None) or 2**31) - section.max_new_tokens
-    prefixes, shortened = [], 0
+    prefixes, truncated = [], 0
     for question in questions:
         prefix = question.sequences[0][0]
         fitted = fit(prefix, [], room, renderer.tokenizer.bos_token_id)
         if fitted is None:
             raise DataError(
-                f"evaluation.max_new_tokens: {section.max_new_tokens} leaves no room for a prompt among the model's "
-                "positions; make it smaller"
+                f"evaluation.max_new_tokens: {section.max_new_tokens} leaves no room for a prompt in the model's "
+                "positions; reduce it"
             )
-        shortened += len(fitted) < len(prefix)
+        truncated += len(fitted) < len(prefix)
         prefixes.append(fitted)
-    return prefixes, shortened
+    return prefixes, truncated

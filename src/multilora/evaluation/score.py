@@ -1,4 +1,4 @@
-"""Every task scored its own way: choices by log-likelihood, generated text by its metrics, all of them by loss."""
+"""Score tasks: choices by log-likelihood, generated text by the task's metrics, all tasks by loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multilora.data.collate import pad_token_id
 from multilora.data.mixture import generator
 from multilora.data.render import Renderer
 from multilora.errors import DataError, RecipeError
-from multilora.evaluation.choices import chosen, one_begins_another
+from multilora.evaluation.choices import most_likely_choice, one_begins_another
 from multilora.evaluation.questions import prefixes_of, questions_of
 from multilora.evaluation.scoring import Advance, generate, log_likelihoods
 from multilora.evaluation.task_score import TaskScore
@@ -27,12 +27,12 @@ Scores = dict[str, TaskScore]
 
 
 def evaluation_sets(recipe: Recipe, max_examples: int) -> dict[str, tuple[Task, list[Example]]]:
-    """The evaluation examples of every task: a fixed random subset of at most `max_examples`.
+    """Load the evaluation examples of every task: a fixed random subset of at most `max_examples`.
 
-    A task that is scored by groups is cut to whole groups: at least one, and as many as stay within `max_examples`.
+    A task that is scored by groups keeps complete groups: at least one, and as many as fit into `max_examples`.
 
     Raises:
-        RecipeError: with one problem per task whose data cannot be used.
+        RecipeError: the data of some tasks cannot be used; one problem per task.
     """
     sets: dict[str, tuple[Task, list[Example]]] = {}
     problems = []
@@ -57,17 +57,17 @@ def evaluation_sets(recipe: Recipe, max_examples: int) -> dict[str, tuple[Task, 
 
 
 def _whole_groups(groups: Sequence[str], limit: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Indices of the examples of randomly drawn groups, at most `limit` unless the first group alone is larger."""
+    """Return the indices of the examples in randomly drawn groups, at most `limit` unless the first group is larger."""
     members: dict[str, list[int]] = {}
-    for number, group in enumerate(groups):
-        members.setdefault(group, []).append(number)
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
     names = list(members)
     indices: list[int] = []
-    for number in rng.permutation(len(names)):
-        of_group = members[names[number]]
-        if indices and len(indices) + len(of_group) > limit:
+    for group_index in rng.permutation(len(names)):
+        group_members = members[names[group_index]]
+        if indices and len(indices) + len(group_members) > limit:
             break
-        indices += of_group
+        indices += group_members
     return np.asarray(indices, dtype=np.int64)
 
 
@@ -79,23 +79,26 @@ def score_tasks(
     length: int,
     description: str,
 ) -> Scores:
-    """Score one model on every task; leaves the model in eval mode.
+    """Score a model on every task; leaves the model in eval mode.
 
     Args:
         model: a causal language model
-        renderer: for its tokenizer
+        renderer: of the base's tokenizer
         sets: task name -> (task, evaluation examples)
-        section: batch size and longest response
-        length: longest sequence in tokens; a longer prompt is cut from its left and counted
+        section: sets the batch size and the maximum response length
+        length: maximum tokens per sequence; longer prompts are truncated on the left and counted
         description: of the progress bar
+
+    Raises:
+        DataError: no example of a task fits.
     """
     model.eval()
-    work = 0
+    sequences = 0
     for task, examples in sets.values():
-        work += sum(max(1, len(example["choices"])) for example in examples)
-        work += len(examples) if task.kind == "generate" else 0
+        sequences += sum(max(1, len(example["choices"])) for example in examples)
+        sequences += len(examples) if task.kind == "generate" else 0
     scores = {}
-    with progress(description, work) as advance:
+    with progress(description, sequences) as advance:
         for name, (task, examples) in sets.items():
             advance(0, note=name)
             scores[name] = _score_task(model, renderer, task, examples, section, length, advance)
@@ -111,38 +114,39 @@ def _score_task(
     length: int,
     advance: Advance,
 ) -> TaskScore:
-    fitting = questions_of(renderer, examples, length)
-    advance(sum(max(1, len(e["choices"])) for e in examples) - sum(len(q.sequences) for q in fitting.questions))
-    if not fitting.questions:
+    tokenized = questions_of(renderer, examples, length)
+    advance(sum(max(1, len(e["choices"])) for e in examples) - sum(len(q.sequences) for q in tokenized.questions))
+    if not tokenized.questions:
         raise DataError(
             f"task {task.name!r}: none of the {len(examples)} evaluation examples has a response that fits into "
             f"{length} tokens; raise data.max_length"
         )
     token_likelihoods = log_likelihoods(
         model,
-        [sequence for question in fitting.questions for sequence in question.sequences],
+        [sequence for question in tokenized.questions for sequence in question.sequences],
         pad=pad_token_id(renderer.tokenizer),
         batch_size=section.batch_size,
         advance=advance,
     )
     total, tokens, start = 0.0, 0, 0
     likelihoods = []
-    for question in fitting.questions:
-        of_question = token_likelihoods[start : start + len(question.sequences)]
-        start += len(of_question)
-        likelihoods.append(of_question)
-        total += sum(float(item.double().sum()) for item in of_question[: question.references])
+    for question in tokenized.questions:
+        question_likelihoods = token_likelihoods[start : start + len(question.sequences)]
+        start += len(question_likelihoods)
+        likelihoods.append(question_likelihoods)
+        total += sum(float(item.double().sum()) for item in question_likelihoods[: question.references])
         tokens += sum(len(continuation) for _, continuation in question.sequences[: question.references])
-    truncated = fitting.truncated
+    truncated = tokenized.truncated
     predictions: list[str] = []
     if task.kind == "choice":
         closing = len(renderer.closing_ids())
-        for question, of_question in zip(fitting.questions, likelihoods, strict=True):
+        for question, question_likelihoods in zip(tokenized.questions, likelihoods, strict=True):
             texts = [continuation[: len(continuation) - closing] for _, continuation in question.sequences]
-            predictions.append(chosen(question.example, of_question, 0 if one_begins_another(texts) else closing))
+            ignored = 0 if one_begins_another(texts) else closing
+            predictions.append(most_likely_choice(question.example, question_likelihoods, ignored))
     elif task.kind == "generate":
-        prefixes, shortened = prefixes_of(model, renderer, fitting.questions, section)
-        truncated += shortened
+        prefixes, truncated_again = prefixes_of(model, renderer, tokenized.questions, section)
+        truncated += truncated_again
         predictions = generate(
             model,
             renderer.tokenizer,
@@ -153,7 +157,7 @@ def _score_task(
             advance=advance,
         )
         advance(len(examples) - len(prefixes))
-    kept = [question.example for question in fitting.questions]
+    kept = [question.example for question in tokenized.questions]
     metrics = task.score(kept, predictions) if predictions else {}
     main = next(iter(metrics), "none")
     return TaskScore(

@@ -1,6 +1,6 @@
-"""The two things asked of a model in evaluation: how likely are these tokens, and what do you say next.
+"""Log-likelihoods of given tokens, and greedy generation.
 
-Both are batched by length, and the vocabulary projection is taken only where a token is scored.
+Both are batched by length. Log-likelihoods need logits only for the scored tokens.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Advance = Callable[..., None]
 
 
 def _by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Positions in batches of similar length, longest first (so that memory runs out at once or not at all)."""
-    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    """Return batches of indices by length, longest first, so that running out of memory happens immediately."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
@@ -33,12 +33,12 @@ def log_likelihoods(
     batch_size: int,
     advance: Advance,
 ) -> list[Tensor]:
-    """Log-probability in nats of every token of each continuation, given its prefix.
+    """Compute the log-probability in nats of every token of each continuation, given its prefix.
 
     Args:
         model: a causal language model, in eval mode
         sequences: (prefix, continuation) token ids; neither empty
-        pad: any token id
+        pad: token id for padding; any id will do
         batch_size: sequences per forward pass
         advance: called with the number of finished sequences
 
@@ -77,20 +77,20 @@ def generate(
     batch_size: int,
     advance: Advance,
 ) -> list[str]:
-    """Greedy responses to prefixes, as text without special tokens, in order.
+    """Generate greedy responses to prefixes, as text without special tokens, in order.
 
     Args:
         model: a causal language model, in eval mode
-        tokenizer: the base's
+        tokenizer: of the base
         prefixes: token ids
         stop_ids: tokens that end a response
-        max_new_tokens: longest response
+        max_new_tokens: maximum tokens per response
         batch_size: prefixes per batch
         advance: called with the number of finished prefixes
     """
     pad = pad_token_id(tokenizer)
-    # Every forward of a split model is one of all processes: none may stop before the others.
-    spread = any(isinstance(module, FSDPModule) for module in model.modules())
+    # All processes take part in every forward pass of a sharded model, so none may stop before the others.
+    sharded = any(isinstance(module, FSDPModule) for module in model.modules())
     texts = [""] * len(prefixes)
     for batch in _by_length([len(prefix) for prefix in prefixes], batch_size):
         width = max(len(prefixes[i]) for i in batch)
@@ -103,10 +103,10 @@ def generate(
             do_sample=False,
             eos_token_id=stop_ids,
             pad_token_id=pad,
-            synced_gpus=spread or None,
+            synced_gpus=sharded or None,
         )
         for i, row in zip(batch, output[:, width:].tolist(), strict=True):
-            ends = [place for place, token in enumerate(row) if token in stop_ids]
+            ends = [index for index, token in enumerate(row) if token in stop_ids]
             texts[i] = tokenizer.decode(row[: ends[0]] if ends else row, skip_special_tokens=True)
         advance(len(batch))
     return texts

@@ -1,4 +1,4 @@
-"""Standard errors: by the formula for means over examples, by the bootstrap for everything else."""
+"""Standard errors: in closed form for means over examples, by bootstrap for other metrics."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ RESAMPLES = 200
 
 
 def mean_stderr(values: Sequence[float]) -> float:
-    """Standard error of the mean of n values, s / sqrt(n); sqrt(p (1 - p) / (n - 1)) for outcomes of 0 or 1.
+    """Compute the standard error of the mean of n values, s / sqrt(n); 0 for a single value.
 
-    0 for a single value.
+    For values of 0 or 1 with mean p, this is sqrt(p (1 - p) / (n - 1)).
     """
     n = len(values)
     return float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
 
 
 def main_stderr(task: Task, examples: Sequence[Example], predictions: Sequence[str]) -> float:
-    """Standard error of a task's main metric.
+    """Compute the standard error of a task's main metric.
 
-    If that is not a mean over examples: the standard deviation of the metric over `RESAMPLES` bootstrap samples,
-    always the same ones, of whole groups if the task is scored by groups and of examples if not.
+    If the metric is not a mean over examples, this is its standard deviation over `RESAMPLES` bootstrap samples, with a
+    fixed seed. Groups are resampled if the task is scored by groups, else examples.
     """
     name = next(iter(task.score(examples, predictions)))
     if task.main_metric is not None and task.main_metric[0] == name and task.main_metric[1].per == "item":
@@ -45,7 +45,7 @@ def main_stderr(task: Task, examples: Sequence[Example], predictions: Sequence[s
         drawn_predictions: list[str] = []
         for copy, unit in enumerate(generator.integers(len(members), size=len(members))):
             for index in members[unit]:
-                # A group that is drawn twice counts as two groups.
+                # A group drawn twice counts as two groups.
                 drawn = {**examples[index], "group": f"{copy}"} if task.whole_groups else examples[index]
                 drawn_examples.append(drawn)
                 drawn_predictions.append(predictions[index])

@@ -1,1 +1,1 @@
-"""Hand-over: as a plain LoRA adapter (exact), or merged into the base."""
+"""Export: as a plain LoRA adapter (exact), or merged into the base."""

@@ -1,7 +1,8 @@
-"""MultiLoRA as a plain LoRA of rank n*r, exactly.
+"""Export MultiLoRA as a plain LoRA of rank n*r.
 
-Folding the scales gives B_eff (`multilora.functional`), and B_eff A is a LoRA with rank n*r and alpha = n*r, so that
-its constant is 1. No decomposition, no rounding beyond the products that fold the scales.
+The scales are folded into the up-projections, which gives B_eff (`multilora.functional`). B_eff A is then a LoRA of
+rank n*r with alpha = n*r, that is, with scaling 1. This is exact except for rounding in the folding: there is no
+decomposition.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 def lora_state(
     model: PeftModel, adapter_name: str = "default", *, save_embedding_layers: bool | str = "auto"
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """The LoRA config and checkpoint entries equal to a MultiLoRA adapter.
+    """Return the LoRA config and the checkpoint entries that are equivalent to a MultiLoRA adapter.
 
-    Entries that are not branches (trained biases, `modules_to_save`) are passed on as they are.
-    `save_embedding_layers` is that of PEFT's `save_pretrained`: `"auto"` adds the embeddings of a resized vocabulary.
+    Entries other than branches (trained biases, `modules_to_save`) are copied unchanged. `save_embedding_layers` is
+    passed to PEFT: `"auto"` adds the embeddings of a resized vocabulary.
 
     Raises:
         AdapterError: the adapter is not MultiLoRA.
     """
     config = model.peft_config.get(adapter_name)
     if not isinstance(config, MultiLoraConfig):
-        kind = "absent" if config is None else type(config).__name__
+        problem = "does not exist" if config is None else f"has a {type(config).__name__}"
         raise AdapterError(
-            f"adapter {adapter_name!r} is {kind}, and only MultiLoRA is converted; export it merged, "
-            "or use it as it is if it is already a LoRA"
+            f"adapter {adapter_name!r} {problem}, expected a MultiLoraConfig; export it merged, or use it unchanged if "
+            "it is already a LoRA"
         )
     ranks: dict[str, int] = {}
     state: dict[str, Tensor] = {}
@@ -54,9 +55,9 @@ def lora_state(
         key = f"base_model.model.{name}"
         branch_keys |= {f"{key}.{part}" for part in module.adapter_layer_names}
         ranks[module.full_name(name) if isinstance(module, ParamWrapper) else name] = down.shape[-2]
-        if down.dim() == 3:  # PEFT's layout of a stack's LoRA: [experts * rank, d_in] and [d_out, rank * experts]
+        if down.dim() == 3:  # PEFT's layout for stacked experts: [experts * rank, d_in] and [d_out, rank * experts]
             down, up = down.flatten(0, 1), up.permute(1, 2, 0).flatten(1)
-        # The scales are folded in float32 and stay there: casting B_eff down would lose what they say.
+        # The scales are folded in float32. Casting B_eff to a lower precision would round them away.
         state[f"{key}.lora_A.weight"] = down.detach().cpu().clone()
         state[f"{key}.lora_B.weight"] = up.detach().cpu().contiguous()
     saved = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=save_embedding_layers)
@@ -66,13 +67,13 @@ def lora_state(
 
 def _lora_config(config: MultiLoraConfig, ranks: dict[str, int]) -> LoraConfig:
     common = max(set(ranks.values()), key=list(ranks.values()).count)
-    others = {rf"^{re.escape(name)}$": rank for name, rank in ranks.items() if rank != common}
+    rank_pattern = {rf"^{re.escape(name)}$": rank for name, rank in ranks.items() if rank != common}
     return LoraConfig(
         r=common,
         lora_alpha=common,
         lora_dropout=config.lora_dropout,
-        rank_pattern=others,
-        alpha_pattern=dict(others),
+        rank_pattern=rank_pattern,
+        alpha_pattern=dict(rank_pattern),
         target_modules=config.target_modules,
         target_parameters=config.target_parameters,
         exclude_modules=config.exclude_modules,
@@ -89,22 +90,22 @@ def _lora_config(config: MultiLoraConfig, ranks: dict[str, int]) -> LoraConfig:
 
 
 def convert_to_lora(model: PeftModel) -> PeftModel:
-    """The same model with every MultiLoRA adapter as a LoRA adapter of the same name; exact and without decomposition.
+    """Convert every MultiLoRA adapter of a model into a LoRA adapter of the same name, exactly.
 
-    What PEFT offers for LoRA alone then works, such as `add_weighted_adapter`. The base modules are those of `model`,
-    which is taken apart.
+    The result supports PEFT's LoRA-only features, such as `add_weighted_adapter`. It reuses the base modules of
+    `model`, which must not be used afterwards.
 
     Raises:
-        AdapterError: an adapter is not MultiLoRA, or is merged into the base.
+        AdapterError: an adapter is not MultiLoRA or is merged into the base.
     """
     if any(module.merged_adapters for module in model.modules() if isinstance(module, MultiLoraLayer)):
-        raise AdapterError("convert_to_lora: adapters are merged into the base; call model.unmerge_adapter() first")
+        raise AdapterError("convert_to_lora: the adapters are merged into the base; call model.unmerge_adapter() first")
     active, training = list(model.active_adapters), model.training
     adapters = {name: lora_state(model, name, save_embedding_layers=False) for name in model.peft_config}
     trainable = any(parameter.requires_grad for name, parameter in model.named_parameters() if "multilora_" in name)
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
-            module.set_adapter([])  # else `unload` leaves the active adapter's copy in the base
+            module.set_adapter([])  # else `unload` keeps the active adapter's copy in the base
     lora: PeftModel | None = None
     base = model.unload()
     for name, (config, state) in adapters.items():
@@ -142,7 +143,7 @@ def export_lora(source: Any, out: str | Path, adapter_name: str = "default") -> 
         source = Run(source)
     if isinstance(source, Run):
         if source.recipe.adapter.method == FULL:
-            raise RunDirectoryError(f"{source.path}: trained all weights, which is not a LoRA; export it merged")
+            raise RunDirectoryError(f"{source.path}: method `full` has no adapter to convert; export it merged")
         source = source.load_model()
     config, state = lora_state(source, adapter_name)
     with atomic_folder(out) as folder:

@@ -1,4 +1,4 @@
-"""The adapted model as an ordinary one: the update added to the base weights."""
+"""Export the adapted model as a plain model, with the update added to the base weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from multilora.runs.directory import Run, check_free
 
 
 def export_merged(source: Run | str | Path, out: str | Path) -> Path:
-    """Write a run's model with the adapter merged, and its tokenizer, as `save_pretrained` does.
+    """Merge the adapter of a run into the base, and write the model and its tokenizer with `save_pretrained`.
 
-    The sum is taken in float32 and rounded once to the base's dtype; of a run on a quantised base, in `model.dtype`.
+    The sum is computed in float32 and rounded once to `model.dtype`. If training quantized the base, the
+    original weights are used.
 
     Args:
         source: a `Run` or a run directory
@@ -30,7 +31,7 @@ def export_merged(source: Run | str | Path, out: str | Path) -> Path:
     out = Path(out)
     check_free(out)
     run = source if isinstance(source, Run) else Run(source)
-    # Into the weights before quantisation: merging into 4 bits would round the update away.
+    # Merging into quantized weights would round the update away.
     model: Any = run.load_model(quantized=False)
     method = run.recipe.adapter.method
     if method != FULL:

@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear output head, a chunk of tokens at a time: the logits of all tokens never exist at once."""
+"""Chunked cross-entropy of a linear output head: only one chunk of logits is in memory at a time."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Logits of a chunk: 128 MiB in float32; smaller chunks read a wide head's weight too often.
+# Logits per chunk: 128 MiB in float32. Smaller chunks would read the weight of a wide head too often.
 CHUNK_LOGITS = 2**25
 
 
 @dataclass(frozen=True)
 class LogitMap:
-    """What a model does to its head's output z, element by element: scale * z, or cap * tanh(scale * z / cap)."""
+    """Elementwise map from the head's output z to the logits: scale * z, or cap * tanh(scale * z / cap)."""
 
     scale: float = 1.0
     cap: float | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """The model's logits, of the same shape; in place."""
+        """Turn the head's output into logits, in place."""
         if self.scale != 1.0:
             logits.mul_(self.scale)
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
     def slope(self, logits: Tensor) -> Tensor | float:
-        """The derivative by the head's output, from the model's logits."""
+        """Return the derivative with respect to the head's output, computed from the logits."""
         return self.scale if self.cap is None else logits.div(self.cap).square_().neg_().add_(1).mul_(self.scale)
 
 
@@ -42,19 +42,19 @@ def linear_cross_entropy(
     *,
     chunk: int | None = None,
 ) -> Tensor:
-    """The cross-entropy of every token, with gradients to the hidden states and to a trained head.
+    """Compute the cross-entropy of every token, differentiable in the hidden states and in a trained head.
 
-    Logits are computed in the head's dtype (under autocast in autocast's), their softmax in float32. With a frozen head
-    the gradient of every token's loss by its hidden state is computed beside the loss, while its logits exist, and
-    scaled in backward; with a trained one (or in float16, whose range needs the loss scale first) the logits are
-    computed a second time in backward. Either way memory holds the logits of one chunk.
+    Logits are computed in the head's dtype (under autocast, in autocast's dtype), their softmax in float32. With a
+    frozen head, the forward pass also computes the gradient of each token's loss with respect to its hidden state, and
+    the backward pass only scales it. With a trained head, or in float16, where gradients must be scaled before they are
+    rounded, the backward pass recomputes the logits. Either way, only one chunk of logits is in memory.
 
     Args:
         hidden: [tokens, d]
-        weight, bias: the head's, [vocabulary, d] and [vocabulary] or None
+        weight, bias: of the head, [vocabulary, d] and [vocabulary] or None
         targets: token ids, [tokens]
         logit_map: applied to the head's output
-        chunk: tokens whose logits exist at once; by default as many as make 2^25 logits
+        chunk: tokens per chunk; by default, chosen so that a chunk has at most 2^25 logits
 
     Returns:
         [tokens], float32, in nats
@@ -62,12 +62,12 @@ def linear_cross_entropy(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     chunk = chunk or max(1, CHUNK_LOGITS // weight.shape[0])
-    given = (hidden, weight, bias, targets, logit_map or LogitMap(), chunk, dtype)
-    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in given[:3]):
+    arguments = (hidden, weight, bias, targets, logit_map or LogitMap(), chunk, dtype)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in arguments[:3]):
         apply: Any = _LinearCrossEntropy.apply
-        losses: Tensor = apply(*given)
+        losses: Tensor = apply(*arguments)
         return losses
-    return _losses(*given, gradient=False)[0]
+    return _losses(*arguments, gradient=False)[0]
 
 
 def _losses(
@@ -81,14 +81,16 @@ def _losses(
     *,
     gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Losses [tokens] and, if asked for, their gradients by the hidden states [tokens, d]."""
+    """Return the losses [tokens] and, if `gradient`, their gradients with respect to the hidden states [tokens, d]."""
     losses = hidden.new_empty(len(targets), dtype=torch.float32)
     d_hidden = torch.empty_like(hidden) if gradient else None
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         head = weight.to(dtype)
-        for part, d_logits in _chunks(hidden, head, bias, targets, logit_map, chunk, losses=losses, gradient=gradient):
+        for tokens, d_logits in _chunks(
+            hidden, head, bias, targets, logit_map, chunk, losses=losses, gradient=gradient
+        ):
             if d_hidden is not None:
-                d_hidden[part] = d_logits.to(dtype) @ head
+                d_hidden[tokens] = d_logits.to(dtype) @ head
             del d_logits
     return losses, d_hidden
 
@@ -104,26 +106,26 @@ def _chunks(
     losses: Tensor | None = None,
     gradient: bool = True,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Each chunk's place and the gradients of its losses by the head's output, [chunk, vocabulary] in float32.
+    """Yield each chunk's slice of tokens and the gradient of its losses with respect to the head's output.
 
-    One buffer becomes the logits, their exponentials, the softmax and the gradient in turn. The losses are written to
-    `losses`; without `gradient` the buffer holds nothing of use.
+    The gradient is [chunk, vocabulary] in float32. A single buffer holds the logits, their exponentials, the softmax
+    and the gradient in turn. The losses are written to `losses`. Without `gradient`, ignore the yielded buffer.
     """
-    offset = None if bias is None else bias.to(head.dtype)
+    head_bias = None if bias is None else bias.to(head.dtype)
     for start in range(0, len(targets), chunk):
-        part = slice(start, start + chunk)
-        buffer = logit_map(F.linear(hidden[part].to(head.dtype), head, offset).float())
+        tokens = slice(start, start + chunk)
+        buffer = logit_map(F.linear(hidden[tokens].to(head.dtype), head, head_bias).float())
         slope = logit_map.slope(buffer) if gradient else 1.0
-        target = targets[part, None]
-        chosen = buffer.gather(1, target)
+        target = targets[tokens, None]
+        target_logits = buffer.gather(1, target)
         largest = buffer.amax(dim=1, keepdim=True)
         total = buffer.sub_(largest).exp_().sum(dim=1, keepdim=True)
         if losses is not None:
-            losses[part] = (total.log() + largest - chosen).squeeze(1)
+            losses[tokens] = (total.log() + largest - target_logits).squeeze(1)
         if gradient:
-            buffer.div_(total).scatter_add_(1, target, torch.full_like(chosen, -1.0)).mul_(slope)
-        yield part, buffer
-        del buffer, slope  # before the next chunk's are made; the caller drops its own
+            buffer.div_(total).scatter_add_(1, target, torch.full_like(target_logits, -1.0)).mul_(slope)
+        yield tokens, buffer
+        del buffer, slope  # free them before the next chunk is computed; the caller does the same
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -138,12 +140,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        ctx.again = any(ctx.needs_input_grad[1:3]) or dtype == torch.float16
+        ctx.recompute = any(ctx.needs_input_grad[1:3]) or dtype == torch.float16
         ctx.options = logit_map, chunk, dtype
-        losses, d_hidden = _losses(
-            hidden, weight, bias, targets, logit_map, chunk, dtype, gradient=not ctx.again and ctx.needs_input_grad[0]
-        )
-        if ctx.again:
+        gradient = not ctx.recompute and ctx.needs_input_grad[0]
+        losses, d_hidden = _losses(hidden, weight, bias, targets, logit_map, chunk, dtype, gradient=gradient)
+        if ctx.recompute:
             ctx.save_for_backward(hidden, weight, bias, targets)
         else:
             ctx.save_for_backward(d_hidden)
@@ -152,34 +153,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rest = (None,) * 4
-        if not ctx.again:
+        no_gradients = (None,) * 4  # targets, logit_map, chunk, dtype
+        if not ctx.recompute:
             (d_hidden,) = ctx.saved_tensors
-            return d_hidden * gradient[:, None].to(d_hidden.dtype), None, None, *rest
+            return d_hidden * gradient[:, None].to(d_hidden.dtype), None, None, *no_gradients
         hidden, weight, bias, targets = ctx.saved_tensors
         logit_map, chunk, dtype = ctx.options
-        wants = ctx.needs_input_grad
-        d_hidden = torch.empty_like(hidden) if wants[0] else None
-        # Sums over chunks: in float32, as a single product would add them up.
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants[1] else None
-        d_bias = torch.zeros_like(bias, dtype=torch.float32) if wants[2] else None
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        # Sum over chunks in float32, as a single matrix product would.
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(dtype)
-            for part, d_logits in _chunks(hidden, head, bias, targets, logit_map, chunk):
-                d_logits.mul_(gradient[part, None])
+            for tokens, d_logits in _chunks(hidden, head, bias, targets, logit_map, chunk):
+                d_logits.mul_(gradient[tokens, None])
                 if d_bias is not None:
                     d_bias += d_logits.sum(dim=0)
                 scaled = d_logits.to(dtype)
                 if d_hidden is not None:
-                    d_hidden[part] = scaled @ head
+                    d_hidden[tokens] = scaled @ head
                 if d_weight is not None and dtype == torch.float32:
-                    d_weight.addmm_(scaled.T, hidden[part].to(dtype))
+                    d_weight.addmm_(scaled.T, hidden[tokens].to(dtype))
                 elif d_weight is not None:
-                    d_weight += scaled.T @ hidden[part].to(dtype)
+                    d_weight += scaled.T @ hidden[tokens].to(dtype)
                 del d_logits, scaled
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
-            *rest,
+            *no_gradients,
         )

@@ -1,4 +1,4 @@
-"""Loss sums between two logs, kept on the device: a step's sums join the log's only when the step is taken."""
+"""Loss sums for the next log, kept on the device; a step is added only if the optimizer takes it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 class Tally:
-    """Loss sums of the current step and, since the last log, of the steps taken; nothing is moved to the host.
+    """Loss sums of the current step and of the steps taken since the last log; nothing is copied to the host.
 
     Attributes (None before the first batch):
-        step_loss: [], the loss of the current step's batches so far
-        step_tasks: [tasks, 2], their loss sums and trained tokens per task
-        loss, tasks: the same since the last log, of `steps` steps
+        step_loss: [], sum over the batches of the current step so far
+        step_tasks: [tasks, 2], loss sum and trained tokens per task, of the same batches
+        loss, tasks: the same for the `steps` steps taken since the last log
 
     Args:
-        num_tasks: of the plan
+        num_tasks: number of tasks in the plan
     """
 
     def __init__(self, num_tasks: int) -> None:
@@ -30,7 +30,7 @@ class Tally:
         self.steps = self.skipped = 0
 
     def add(self, loss: Tensor, losses: Tensor, tasks: Tensor) -> None:
-        """Count a batch: its loss [], and the loss and task of every trained token, each [trained tokens]."""
+        """Add a batch: its loss [], and the loss and task index of every trained token, each [trained tokens]."""
         dtype = _sum_dtype(losses.device)
         if self.step_tasks is None or self.step_loss is None:
             self.step_loss = torch.zeros((), dtype=dtype, device=losses.device)
@@ -40,7 +40,7 @@ class Tally:
         self.step_tasks.index_add_(0, tasks, values)
 
     def keep(self) -> None:
-        """The step is taken."""
+        """Add the current step: the optimizer takes it."""
         if self.step_loss is not None and self.step_tasks is not None:
             self.loss = self.step_loss if self.loss is None else self.loss + self.step_loss
             self.tasks = self.step_tasks if self.tasks is None else self.tasks + self.step_tasks
@@ -48,20 +48,20 @@ class Tally:
         self.step_loss = self.step_tasks = None
 
     def drop(self) -> None:
-        """The step is skipped."""
+        """Discard the current step: it is skipped."""
         self.skipped += 1
         self.step_loss = self.step_tasks = None
 
     def clear(self) -> None:
-        """Begin a new stretch; a step under way stays."""
+        """Reset the sums since the last log; the current step is kept."""
         self.loss = self.tasks = None
         self.steps = self.skipped = 0
 
     def state_dict(self, reduce: Callable[[Tensor, str], Tensor]) -> dict[str, Any]:
-        """The sums since the last log over all processes, as JSON values; every process must call it.
+        """Return the sums since the last log, over all processes, as JSON values; every process must call it.
 
         Args:
-            reduce: (tensor, `mean` or `sum`) -> the same over all processes
+            reduce: (tensor, `mean` or `sum`) -> the tensor reduced over all processes
         """
         return {
             "loss": None if self.loss is None else reduce(self.loss, "mean").tolist(),
@@ -71,7 +71,7 @@ class Tally:
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device, *, main_process: bool) -> None:
-        """Go on from a saved state. The sums per task go to the main process: they are summed over processes again."""
+        """Restore a saved state. Only the main process takes the task sums, since logging sums them over processes."""
         self.steps, self.skipped = state["steps"], state["skipped"]
         if state["loss"] is not None:
             dtype = _sum_dtype(device)
@@ -81,5 +81,5 @@ class Tally:
 
 
 def _sum_dtype(device: torch.device) -> torch.dtype:
-    """float64, so that sums do not depend on the number of steps between logs; Apple's devices have none."""
+    """Use float64, so that sums do not depend on the logging interval; MPS does not support it."""
     return torch.float32 if device.type == "mps" else torch.float64

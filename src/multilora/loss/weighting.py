@@ -1,7 +1,7 @@
-"""How trained tokens are weighted in the loss: each the same, each example the same, or each task the same.
+"""Loss weighting: give every trained token, every example or every task the same weight.
 
-A step's loss is a weighted mean over its whole batch: all accumulated batches of all processes. What the weights need
-to know of it (`totals`) is a sum over these, taken before the first of them is run.
+The loss of a step is a weighted mean over all accumulated batches of all processes. Its normaliser (`totals`) is a sum
+over these batches, computed before the first of them is run.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ Batch = dict[str, Tensor]
 
 
 def check(weighting: str) -> None:
-    """Refuse an unknown name.
+    """Check the name of a weighting.
 
     Raises:
-        InputError: it is none of token, example, task.
+        InputError: it is not one of token, example, task.
     """
     if weighting not in get_args(Weighting):
         raise InputError(f"loss weighting {weighting!r}; expected one of {', '.join(get_args(Weighting))}")
 
 
 def examples_of(batch: Batch) -> Tensor:
-    """The example of every token, [batch, length]: a number per row, or per segment (position 0 starts one)."""
+    """Return the example index of every token, [batch, length]: per row, or per segment (position 0 starts one)."""
     if "position_ids" not in batch:
         rows = torch.arange(len(batch["labels"]), device=batch["labels"].device)
         return rows[:, None].expand_as(batch["labels"])
@@ -37,15 +37,15 @@ def examples_of(batch: Batch) -> Tensor:
 
 
 def totals(weighting: Weighting, batch: Batch, num_tasks: int) -> Tensor:
-    """What a batch adds to the normaliser: its trained tokens, its examples, or the trained tokens of every task.
+    """Count a batch for the normaliser: its trained tokens, its examples, or the trained tokens of every task.
 
     Args:
-        weighting: see the module
+        weighting: token, example or task
         batch: from `multilora.data.collate.Collator`
-        num_tasks: of the plan
+        num_tasks: number of tasks in the plan
 
     Returns:
-        int64, [] or, by task, [num_tasks]; examples without a trained token don't count
+        int64, [] or, for `task`, [num_tasks]; examples without trained tokens are not counted
     """
     trained = batch["labels"][:, 1:] != -100
     if weighting == "task":
@@ -56,12 +56,12 @@ def totals(weighting: Weighting, batch: Batch, num_tasks: int) -> Tensor:
 
 
 def weighted_loss(weighting: Weighting, losses: Tensor, batch: Batch, total: Tensor) -> Tensor:
-    """A batch's part of the step's loss: added up over the batches of a step it is the weighted mean.
+    """Compute a batch's share of the step's loss; the shares of all batches add up to the weighted mean.
 
     Args:
-        weighting: see the module
+        weighting: token, example or task
         losses: [trained tokens], from `token_losses`
-        batch: the one they are of
+        batch: the batch of these losses
         total: sum of `totals` over all batches of the step
 
     Returns:

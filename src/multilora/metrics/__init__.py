@@ -1,4 +1,4 @@
-"""Metrics: how a task's answers become numbers. `METRICS` is the table of all that a recipe can name."""
+"""Metrics: functions that score a task's answers. `METRICS` is the table of built-in metrics."""
 
 from multilora.metrics.metric import Metric
 from multilora.metrics.table import METRICS, find_metric

@@ -1,6 +1,6 @@
-"""The formulas behind the metrics, as pure functions. Every value lies in [0, 1].
+"""The formulas of the metrics, as pure functions with values in [0, 1].
 
-Functions of one answer take (references, prediction), functions of a whole set (examples, predictions).
+Functions that score one answer take (references, prediction); functions that score a set take (examples, predictions).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def is_correct(references: Sequence[str], prediction: str) -> float:
 
 
 def contains(references: Sequence[str], prediction: str) -> float:
-    """1 if the words of a reference stand in the answer, one after the other, after `normalise_answer`; else 0."""
+    """1 if the answer contains the words of a reference in sequence, after `normalise_answer`; else 0."""
     words = f" {normalise_answer(prediction)} "
     return float(any(f" {normalise_answer(reference)} " in words for reference in references))
 
@@ -48,7 +48,7 @@ def number_match(references: Sequence[str], prediction: str) -> float:
     expected = [last_number(reference) for reference in references]
     if None in expected:
         raise DataError(
-            f"metric number_match: the reference answer {references[expected.index(None)]!r} holds no number; fix the "
+            f"metric number_match: the reference answer {references[expected.index(None)]!r} has no number; fix the "
             "record, or use exact_match"
         )
     return float(last_number(prediction) in expected)
@@ -63,7 +63,7 @@ def group_accuracy(examples: Sequence[Example], predictions: Sequence[str]) -> f
 
 
 def group_exact_match(examples: Sequence[Example], predictions: Sequence[str]) -> float:
-    """The share of groups with every answer correct: MultiRC's EM over questions (SuperGLUE, section 3)."""
+    """The fraction of groups with every answer correct: MultiRC's EM over questions (SuperGLUE, section 3)."""
     all_correct: dict[str, bool] = {}
     for example, prediction in zip(examples, predictions, strict=True):
         group = example["group"]
@@ -72,9 +72,9 @@ def group_exact_match(examples: Sequence[Example], predictions: Sequence[str]) -
 
 
 def f1_of_class(references: Sequence[str], predictions: Sequence[str], positive: str) -> float:
-    """F1 of one class, 2 TP / (2 TP + FP + FN); 0 if it is neither a reference nor a prediction anywhere.
+    """F1 of one class, 2 TP / (2 TP + FP + FN); 0 if the class occurs in neither references nor predictions.
 
-    Over all answer candidates it is MultiRC's F1a (Khashabi et al. 2018, "Looking Beyond the Surface", section 5).
+    Over all answer candidates this is MultiRC's F1a (Khashabi et al. 2018, "Looking Beyond the Surface", section 5).
     """
     hits = wrong = 0
     for reference, prediction in zip(references, predictions, strict=True):
@@ -86,7 +86,7 @@ def f1_of_class(references: Sequence[str], predictions: Sequence[str], positive:
 def f1_macro(examples: Sequence[Example], predictions: Sequence[str]) -> float:
     """The unweighted mean of every class's F1, as for CommitmentBank (Wang et al. 2019, SuperGLUE, section 3).
 
-    The classes are all choices of the examples, also those that are never correct.
+    The classes are all choices of the examples, including those that are never correct.
     """
     classes = dict.fromkeys(choice for example in examples for choice in example["choices"])
     references = [references_of(example)[0] for example in examples]
@@ -99,7 +99,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @lru_cache(maxsize=65536)
 def normalise_answer(text: str) -> str:
-    """Lower case, without ASCII punctuation, English articles and extra white space.
+    """Lower-case the text and remove ASCII punctuation, English articles and extra white space.
 
     SQuAD's normalisation (Rajpurkar et al. 2016, section 6.1), also ReCoRD's (Zhang et al. 2018, section 5).
     """
@@ -114,8 +114,8 @@ def normalised_match(references: Sequence[str], prediction: str) -> float:
 def token_f1(references: Sequence[str], prediction: str) -> float:
     """The best F1 of the answer's tokens against a reference's, both split after `normalise_answer`.
 
-    SQuAD's F1 (Rajpurkar et al. 2016, section 6.1) and ReCoRD's (Zhang et al. 2018, section 5): tokens are counted as
-    bags; two empty answers match, an empty one matches nothing else.
+    SQuAD's F1 (Rajpurkar et al. 2016, section 6.1) and ReCoRD's (Zhang et al. 2018, section 5): tokens are compared as
+    multisets; an empty answer matches only an empty reference.
     """
     return max(_bag_f1(normalise_answer(reference), normalise_answer(prediction)) for reference in references)
 

@@ -1,4 +1,4 @@
-"""What a metric is."""
+"""The `Metric` class."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from multilora.example import Example, references_of
 
 @dataclass(frozen=True)
 class Metric:
-    """A number in [0, 1] for a task's answers.
+    """A score in [0, 1] for a task's answers.
 
     Args:
         function: with `per="item"`, `function(references, prediction)` scores one answer against the list of its
             correct answers, and the metric is the mean over examples; with `per="set"`,
-            `function(examples, predictions)` scores all answers of the task at once
-        answers: what it scores: the text of the `choice` that the model took, or the `text` that it generated
+            `function(examples, predictions)` scores all answers of the task together
+        answers: the kind of answer it scores: the text of the model's `choice`, or generated `text`
         per: `item` or `set`; the standard error is s / sqrt(n) for the first and bootstrapped for the second
         higher_is_better: False for error rates
-        also: names of metrics of the table that are reported beside it
+        also: names of metrics in the table to report with this one
         requires: a package that `function` imports, if it is not a dependency of multilora
     """
 
@@ -34,7 +34,7 @@ class Metric:
     requires: str | None = None
 
     def values(self, examples: Sequence[Example], predictions: Sequence[str]) -> list[float]:
-        """The value of each example, [examples]; of all of them together, [1], if it is defined on the set."""
+        """One value per example with `per="item"`, a single value for all of them with `per="set"`."""
         if self.per == "set":
             return [self._checked(self.function(examples, predictions), "the whole set")]
         return [
@@ -43,14 +43,14 @@ class Metric:
         ]
 
     def __call__(self, examples: Sequence[Example], predictions: Sequence[str]) -> float:
-        """The metric of a task.
+        """The value of the metric for a task.
 
         Args:
-            examples: what was asked; at least one
+            examples: at least one
             predictions: the answers, one per example
 
         Raises:
-            RunError: the function returned something that is not a number in [0, 1].
+            RunError: `function` returned something other than a number in [0, 1].
         """
         values = self.values(examples, predictions)
         return sum(values) / len(values)

@@ -1,4 +1,4 @@
-"""The table of metrics: one entry per metric, and nothing else to change when one is added."""
+"""The table of metrics. Adding a metric needs one entry here and no other change."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from multilora.metrics.metric import Metric
 from multilora.references import is_reference, load_reference
 
 METRICS: dict[str, Metric] = {
-    # Of the choice that the model took.
+    # Metrics of the model's choice.
     "accuracy": Metric(formulas.is_correct, answers="choice"),
     "f1_macro": Metric(formulas.f1_macro, answers="choice", per="set", also=("accuracy",)),
-    # Of the text that it generated.
+    # Metrics of generated text.
     "exact_match": Metric(formulas.is_correct),
     "contains": Metric(formulas.contains),
     "number_match": Metric(formulas.number_match),
@@ -25,19 +25,19 @@ METRICS: dict[str, Metric] = {
 
 
 def find_metric(name: str) -> Metric:
-    """A metric by its name in the table, or your own by reference: `my_metrics:rouge`.
+    """Look up a metric by its name in the table, or import your own by reference: `my_metrics:rouge`.
 
     A reference names a `Metric`, or a function of (references, prediction) that scores one generated text.
 
     Raises:
-        InputError: no such metric, or the reference names something else.
+        InputError: the metric is unknown, or the reference names something else.
     """
     if name in METRICS:
         return METRICS[name]
     if not is_reference(name):
         raise InputError(
-            f"unknown metric {name!r}{nearest(name, METRICS)}; known are {', '.join(METRICS)} and your own, as "
-            "module:name"
+            f"unknown metric {name!r}{nearest(name, METRICS)}; known metrics are {', '.join(METRICS)}, and "
+            "your own as module:name"
         )
     loaded: Any = load_reference(name)
     if isinstance(loaded, Metric):
@@ -51,5 +51,5 @@ def find_metric(name: str) -> Metric:
 
 
 def metric_label(name: str) -> str:
-    """What a metric is called in tables: the name of your own without its module."""
+    """The name of a metric in tables; your own metrics are shown without their module."""
     return name if name in METRICS else name.rpartition(":")[2]

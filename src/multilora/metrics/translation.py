@@ -1,4 +1,4 @@
-"""BLEU, chrF and ROUGE-L by the libraries that define them: sacrebleu and rouge-score (`multilora[metrics]`)."""
+"""BLEU, chrF and ROUGE-L from their reference implementations, sacrebleu and rouge-score (`multilora[metrics]`)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rouge_l(references: Sequence[str], prediction: str) -> float:
 
 
 def _reference_streams(examples: Sequence[Example]) -> list[list[str | None]]:
-    """sacrebleu's form: stream k holds the k-th reference of every example, None where it has fewer."""
+    """The references in sacrebleu's format: list k has the k-th reference of every example, or None."""
     references = [references_of(example) for example in examples]
     width = max(len(texts) for texts in references)
     return [[texts[k] if k < len(texts) else None for texts in references] for k in range(width)]

@@ -1,7 +1,7 @@
 """The nano base: a tiny LLaMA, the generated text it is pretrained on, and four generated task families.
 
-Everything here is made from a seed, offline. `NANO_DIR` is the directory of the packaged base model; it loads
-with `AutoModelForCausalLM.from_pretrained(NANO_DIR)` and `AutoTokenizer.from_pretrained(NANO_DIR)`.
+Everything here is generated from a seed, offline. `NANO_DIR` is the directory of the packaged base model; load it with
+`AutoModelForCausalLM.from_pretrained(NANO_DIR)` and `AutoTokenizer.from_pretrained(NANO_DIR)`.
 """
 
 from pathlib import Path

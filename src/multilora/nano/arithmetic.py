@@ -1,6 +1,6 @@
-"""Arithmetic: word problems of one to three steps with the steps worked out.
+"""Arithmetic: word problems of one to three steps; the responses show the steps.
 
-The pretraining text has sums and stories that state each new amount; the task asks and wants the steps.
+The pretraining text has sums and stories that state each new amount. The task asks for the steps and the answer.
 """
 
 import random
@@ -12,10 +12,10 @@ from multilora.nano.world import FIRST_NAMES, pronoun
 
 ITEMS = ("apples", "books", "coins", "eggs", "nuts", "pens", "plums", "shells", "stamps", "stones")
 LARGEST = 99
-"""No amount in any problem is larger."""
+"""Largest amount in any problem."""
 
 _LENGTHS = (1, 2, 2, 3)
-"""Numbers of steps of the examples, in turn."""
+"""Number of steps of consecutive examples, repeated cyclically."""
 
 _GAINS = ("buys", "finds", "gets", "wins", "picks up")
 _LOSSES = ("loses", "sells", "gives away", "drops", "throws away")
@@ -23,31 +23,31 @@ _LOSSES = ("loses", "sells", "gives away", "drops", "throws away")
 
 @dataclass(frozen=True)
 class Problem:
-    """`start` items (or `start` boxes of `each`), then gains (positive) and losses (negative)."""
+    """`start` items (or `start` boxes with `each` items), then gains (positive) and losses (negative)."""
 
     start: int
     each: int
     changes: tuple[int, ...]
 
     def steps(self) -> list[tuple[int, str, int, int]]:
-        """(left, operator, right, result) of each step."""
-        found = []
+        """Return (left, operator, right, result) of each step."""
+        steps = []
         amount = self.start
         if self.each:
-            found.append((self.start, "*", self.each, self.start * self.each))
+            steps.append((self.start, "*", self.each, self.start * self.each))
             amount *= self.each
         for change in self.changes:
-            found.append((amount, "+" if change > 0 else "-", abs(change), amount + change))
+            steps.append((amount, "+" if change > 0 else "-", abs(change), amount + change))
             amount += change
-        return found
+        return steps
 
     def answer(self) -> int:
-        """The amount at the end."""
+        """Return the final amount."""
         return self.steps()[-1][3]
 
 
 def _problem(rng: random.Random, length: int) -> Problem:
-    """A random problem of `length` steps, its amounts between 0 and `LARGEST`."""
+    """Return a random problem of `length` steps with all amounts between 0 and `LARGEST`."""
     if rng.random() < 0.25:
         start, each = rng.randint(2, 9), rng.randint(2, 9)
         amount = start * each
@@ -69,8 +69,8 @@ def _equation(step: tuple[int, str, int, int]) -> str:
 
 
 def _story(rng: random.Random, problem: Problem, name: str, item: str, *, amounts: bool) -> str:
-    """The problem in sentences; with `amounts`, the amount after each step is told as well."""
-    he = pronoun(name).capitalize()
+    """Write the problem in sentences; with `amounts`, state the amount after each step."""
+    subject = pronoun(name).capitalize()
     results = [step[3] for step in problem.steps()]
     sentences = []
     if problem.each:
@@ -80,18 +80,18 @@ def _story(rng: random.Random, problem: Problem, name: str, item: str, *, amount
     else:
         sentences.append(f"{name} has {problem.start} {item}.")
     for change, result in zip(problem.changes, results[-len(problem.changes) :], strict=False):
-        who = rng.choice((he, f"Then {he.lower()}", name))
+        who = rng.choice((subject, f"Then {subject.lower()}", name))
         if change > 0:
             sentences.append(f"{who} {rng.choice(_GAINS)} {change} more.")
         else:
             sentences.append(f"{who} {rng.choice(_LOSSES)} {-change}.")
         if amounts:
-            sentences.append(f"Now {he.lower()} has {result} {item}.")
+            sentences.append(f"Now {subject.lower()} has {result} {item}.")
     return " ".join(sentences)
 
 
 def _sums(rng: random.Random) -> str:
-    """A few sums, each on its own or going on from the one before."""
+    """Write a few lines of sums; within a line each sum continues the previous one."""
     equations = []
     for _ in range(rng.randint(2, 4)):
         steps = _problem(rng, rng.randint(1, 3)).steps()
@@ -100,7 +100,7 @@ def _sums(rng: random.Random) -> str:
 
 
 def pretraining_text(rng: random.Random) -> str:
-    """One document: sums, a story that states its amounts, or a story followed by its sums."""
+    """Write one document: sums, a story that states its amounts, or a story followed by its sums."""
     form = rng.random()
     if form < 0.3:
         return _sums(rng)
@@ -122,10 +122,10 @@ _QUESTIONS = (
 
 
 def examples(split: Split, count: int, seed: int) -> list[Example]:
-    """`count` word problems; problems with the same numbers are in one split only."""
+    """Return `count` word problems; problems with the same numbers are all in the same split."""
 
-    def propose(rng: random.Random, place: int) -> tuple[Split, Example]:
-        problem = _problem(rng, _LENGTHS[place % len(_LENGTHS)])
+    def propose(rng: random.Random, index: int) -> tuple[Split, Example]:
+        problem = _problem(rng, _LENGTHS[index % len(_LENGTHS)])
         name, item = rng.choice(FIRST_NAMES), rng.choice(ITEMS)
         question = rng.choice(_QUESTIONS).format(name=name, item=item)
         prompt = f"{_story(rng, problem, name, item, amounts=False)} {question}"

@@ -1,4 +1,4 @@
-"""Make the nano base from a seed: its text, its tokenizer and its pretrained weights."""
+"""Build the nano base from a seed: text, tokenizer and pretrained weights."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from multilora.nano.corpus import documents, rows
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 MAX_FILE_BYTES = 5_000_000
-"""Largest weights file that a build may make: it is packaged with the library."""
+"""Size limit of the weights file, which is packaged with the library."""
 
 DEFAULT_STEPS = 5_000
 
@@ -31,11 +31,11 @@ _CARD = """# nano
 
 A tiny LLaMA base model ({parameters:,} parameters, bfloat16) with its own byte-level BPE tokenizer
 ({vocab} tokens, no chat template). It is the offline default of `multilora` for demonstrations and tests
-and is of no use for anything else.
+and is not useful for anything else.
 
-Made with `multilora nano build` from seed {seed}: pretrained from nothing on text that the library
-generates from that seed, about word lists, stories, made-up people and sums. It has not seen the instruction
-form of the four nano task families; people asked about in their eval splits are in the text.
+Built with `multilora nano build` from seed {seed}: pretrained from scratch on text that the library
+generates from that seed, about word lists, stories, made-up people and sums. The text does not contain the
+instruction form of the four nano task families. It does contain the people that the eval splits ask about.
 
 | | |
 |---|---|
@@ -49,11 +49,11 @@ On the same machine with the same thread count and package versions, the same se
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Sizes and settings of a build; learning rate and batch size are per optimiser step.
+class BuildSettings:
+    """Sizes and settings of a build; learning rate and batch size are per optimizer step.
 
-    `init_std` is wider than usual: at 0.02 a model this narrow attends to everything alike and stays for long on
-    the plateau before it learns to copy.
+    `init_std` is larger than usual: with 0.02, a model this narrow starts with nearly uniform attention and stays on
+    the loss plateau for a long time before it learns to copy.
     """
 
     vocab: int = 1280
@@ -71,43 +71,43 @@ class Recipe:
     weight_decay: float = 0.02
 
 
-def train_tokenizer(seed: int, recipe: Recipe) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of the generated text that keeps digits apart."""
+def train_tokenizer(seed: int, settings: BuildSettings) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on the generated text; every digit is a separate token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(r" ?\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=recipe.vocab,
+        vocab_size=settings.vocab,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(islice(documents(seed), recipe.tokenizer_documents), trainer)
+    tokenizer.train_from_iterator(islice(documents(seed), settings.tokenizer_documents), trainer)
     pad, bos, eos = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=pad,
         bos_token=bos,
         eos_token=eos,
-        model_max_length=recipe.positions,
+        model_max_length=settings.positions,
         clean_up_tokenization_spaces=False,
     )
 
 
-def make_model(seed: int, vocab: int, recipe: Recipe) -> LlamaForCausalLM:
-    """An untrained model; the same weights for the same seed."""
+def make_model(seed: int, vocab: int, settings: BuildSettings) -> LlamaForCausalLM:
+    """Return an untrained model; the seed determines its weights."""
     config = LlamaConfig(
         vocab_size=vocab,
-        hidden_size=recipe.hidden,
-        intermediate_size=recipe.mlp,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=recipe.positions,
+        hidden_size=settings.hidden,
+        intermediate_size=settings.mlp,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=settings.positions,
         tie_word_embeddings=True,
-        initializer_range=recipe.init_std,
+        initializer_range=settings.init_std,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
@@ -117,18 +117,18 @@ def make_model(seed: int, vocab: int, recipe: Recipe) -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
-def _rate(step: int, steps: int, recipe: Recipe) -> float:
-    """Learning rate of a step: linear warm-up, then half a cosine down to a twentieth."""
-    warmup = min(recipe.warmup, max(1, steps // 10))
+def _learning_rate(step: int, steps: int, settings: BuildSettings) -> float:
+    """Return the learning rate of a step: linear warmup, then cosine decay to 5 % of the peak."""
+    warmup = min(settings.warmup, max(1, steps // 10))
     if step < warmup:
-        return recipe.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return recipe.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+        return settings.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return settings.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _bar(steps: int, shown: bool) -> Iterable[int]:
-    """The step numbers, with a progress bar on stderr if it is to be shown."""
-    if not shown:
+def _step_range(steps: int, progress: bool) -> Iterable[int]:
+    """Iterate over the steps, with a progress bar on stderr if `progress` is set."""
+    if not progress:
         return range(steps)
     console = Console(stderr=True)
     return track(range(steps), "pretraining", console=console, update_period=1.0)
@@ -140,33 +140,33 @@ def pretrain(
     *,
     seed: int,
     steps: int,
-    recipe: Recipe,
+    settings: BuildSettings,
     progress: bool,
 ) -> dict[str, Any]:
-    """Train in place for `steps` steps; loss (nats per token) and throughput of the run.
+    """Train in place for `steps` steps; return the loss (nats per token) and throughput.
 
-    Weights are float32, the arithmetic is bfloat16 by autocast: with bfloat16 units that takes half the time.
+    Weights are float32 with bfloat16 autocast, which halves the time on CPUs with bfloat16 instructions.
     """
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
-        groups, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+        groups, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True
     )
     chunk = 64
     data = torch.empty(0)
     losses: list[float] = []
     model.train()
-    began = time.perf_counter()
-    for step in _bar(steps, progress):
+    start = time.perf_counter()
+    for step in _step_range(steps, progress):
         if step % chunk == 0:
-            # Text is written as it is needed: the whole corpus as one tensor would be all held at once.
-            count = min(chunk, steps - step) * recipe.batch_rows
-            data = rows(tokenizer, seed + 1_000_003 * (step // chunk + 1), count, recipe.row_length)
-        first = (step % chunk) * recipe.batch_rows
-        batch = data[first : first + recipe.batch_rows]
+            # Generate text in chunks, so that the corpus is never in memory as a whole.
+            count = min(chunk, steps - step) * settings.batch_rows
+            data = rows(tokenizer, seed + 1_000_003 * (step // chunk + 1), count, settings.row_length)
+        first = (step % chunk) * settings.batch_rows
+        batch = data[first : first + settings.batch_rows]
         for group in optimizer.param_groups:
-            group["lr"] = _rate(step, steps, recipe)
+            group["lr"] = _learning_rate(step, steps, settings)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(input_ids=batch, labels=batch, use_cache=False).loss
         loss.backward()
@@ -174,8 +174,8 @@ def pretrain(
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    seconds = time.perf_counter() - began
-    tokens = steps * recipe.batch_rows * recipe.row_length
+    seconds = time.perf_counter() - start
+    tokens = steps * settings.batch_rows * settings.row_length
     tail = losses[-50:]
     return {
         "tokens_seen": tokens,
@@ -190,12 +190,12 @@ def _write_card(folder: Path, info: dict[str, Any]) -> None:
     (folder / "README.md").write_text(_CARD.format(**info), encoding="utf-8")
 
 
-def _move_in_place(made: Path, target: Path) -> None:
-    """Put `made` at `target`; what was there is deleted only once the new folder stands."""
-    old = made.with_name(made.name + ".old")
+def _replace(target: Path, source: Path) -> None:
+    """Move `source` to `target`; delete the previous folder only after the move."""
+    old = source.with_name(source.name + ".old")
     if target.exists():
         target.rename(old)
-    made.rename(target)
+    source.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -205,23 +205,27 @@ def build(
     seed: int = 0,
     steps: int = DEFAULT_STEPS,
     progress: bool = True,
-    recipe: Recipe | None = None,
+    settings: BuildSettings | None = None,
 ) -> dict[str, Any]:
-    """Make the nano base and put it in `out_dir`; returns what is written to its `build.json`.
+    """Build the nano base in `out_dir` and return the content of its `build.json`.
 
-    The folder is written under another name next to `out_dir` and then moved, so that a build that breaks off
-    leaves an earlier model as it was. A folder that is there and is no nano model is not replaced.
+    The model is written to a temporary folder next to `out_dir` and then moved, so an interrupted build leaves an
+    existing model unchanged.
+
+    Raises:
+        ValueError: `steps` is below 1, or the weights file is larger than `MAX_FILE_BYTES`.
+        FileExistsError: `out_dir` is not empty and does not contain a nano model.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    recipe = recipe or Recipe()
+    settings = settings or BuildSettings()
     target = Path(out_dir)
     if target.exists() and any(target.iterdir()) and not (target / "build.json").exists():
-        raise FileExistsError(f"{target} is not empty and holds no nano model")
+        raise FileExistsError(f"{target} is not empty and is no nano model; choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(seed, recipe)
-    model = make_model(seed, len(tokenizer), recipe)
-    run = pretrain(model, tokenizer, seed=seed, steps=steps, recipe=recipe, progress=progress)
+    tokenizer = train_tokenizer(seed, settings)
+    model = make_model(seed, len(tokenizer), settings)
+    run = pretrain(model, tokenizer, seed=seed, steps=steps, settings=settings, progress=progress)
     info: dict[str, Any] = {
         "seed": seed,
         "steps": steps,
@@ -229,7 +233,7 @@ def build(
         "vocab": len(tokenizer),
         **run,
         "threads": torch.get_num_threads(),
-        "recipe": asdict(recipe),
+        "recipe": asdict(settings),
         "versions": {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -237,13 +241,15 @@ def build(
         },
     }
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".nano-") as scratch:
-        made = Path(scratch) / "model"
-        model.to(torch.bfloat16).save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        (made / "build.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        _write_card(made, info)
-        size = (made / "model.safetensors").stat().st_size
+        folder = Path(scratch) / "model"
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "build.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        _write_card(folder, info)
+        size = (folder / "model.safetensors").stat().st_size
         if size > MAX_FILE_BYTES:
-            raise ValueError(f"the weights take {size} bytes, more than {MAX_FILE_BYTES}")
-        _move_in_place(made, target)
+            raise ValueError(
+                f"the weights file has {size} bytes, expected at most {MAX_FILE_BYTES}; use a smaller model"
+            )
+        _replace(target, folder)
     return info

@@ -1,4 +1,4 @@
-"""The pretraining text: a seeded stream of documents, and rows of token ids of one length cut from it."""
+"""The pretraining text: a seeded stream of documents, and fixed-length rows of token ids cut from it."""
 
 import random
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ MIXTURE = (
     (arithmetic.pretraining_text, 0.15),
     (glossary.pretraining_text, 0.04),
 )
-"""Writers of documents, each with its share of the documents."""
+"""Functions that write a document, each with its share of all documents."""
 
 _BATCH = 256
 
 
 def documents(seed: int) -> Iterator[str]:
-    """Documents without end; the same ones for the same seed."""
+    """Generate an endless stream of documents, determined by the seed."""
     rng = random.Random(f"corpus {seed}")
     writers = [writer for writer, _ in MIXTURE]
     weights = [weight for _, weight in MIXTURE]
@@ -33,20 +33,20 @@ def documents(seed: int) -> Iterator[str]:
 
 
 def rows(tokenizer: "PreTrainedTokenizerFast", seed: int, count: int, length: int) -> "torch.Tensor":
-    """`count` rows of `length` token ids, shape (count, length), int64.
+    """Return `count` rows of `length` token ids, [count, length], int64.
 
-    The documents follow each other as BOS, text, EOS; a row may begin or end within a document.
+    Documents are concatenated as BOS, text, EOS; a row may start or end inside a document.
     """
     import torch
 
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    need = count * length
+    size = count * length
     ids: list[int] = []
     stream = documents(seed)
-    while len(ids) < need:
+    while len(ids) < size:
         batch = [next(stream) for _ in range(_BATCH)]
         for encoded in tokenizer(batch, add_special_tokens=False)["input_ids"]:
             ids.append(bos)
             ids.extend(encoded)
             ids.append(eos)
-    return torch.tensor(ids[:need], dtype=torch.int64).reshape(count, length)
+    return torch.tensor(ids[:size], dtype=torch.int64).reshape(count, length)

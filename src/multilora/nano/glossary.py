@@ -1,6 +1,6 @@
-"""Explanations of words: the words of the tasks that no other pretraining text has, away from any task.
+"""Explanations of the words that occur in the tasks but in no other pretraining text.
 
-Without them those words would be untrained tokens, which adapters that leave the embeddings alone cannot use.
+Without them these words would be untrained tokens, which adapters with frozen embeddings cannot use.
 """
 
 import random
@@ -49,5 +49,5 @@ ENTRIES = (
 
 
 def pretraining_text(rng: random.Random) -> str:
-    """One document: a few entries in a random order."""
+    """Write one document: a few entries in random order."""
     return "### Glossary:\n" + "\n".join(rng.sample(ENTRIES, rng.randint(2, 5)))

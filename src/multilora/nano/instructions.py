@@ -1,6 +1,6 @@
 """Instruction following: transformations of short word lists.
 
-The pretraining text states results ("the words red cat in reverse order are cat red"); the task gives orders.
+The pretraining text states results ("the words red cat in reverse order are cat red"). The task gives instructions.
 """
 
 import random
@@ -18,8 +18,8 @@ _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 class Kind:
     """One transformation.
 
-    `heading` and `statements` are its declarative form in the pretraining text, `orders` its form in the
-    task; `{words}` stands for the list, `{result}` for the outcome and `{extra}` for a category.
+    `heading` and `statements` are its forms in the pretraining text, `orders` its forms in the task. The placeholders
+    are `{words}` (the list), `{result}` and `{extra}` (a category).
     """
 
     name: str
@@ -220,16 +220,16 @@ KINDS = (
 
 
 def _mixed_list(rng: random.Random, length: int, category: str | None = None) -> list[str]:
-    """`length` different words, of which some but not all are of one category (at random if none is named)."""
-    inside = CATEGORIES[category or rng.choice(tuple(CATEGORIES))]
-    words = rng.sample(inside, rng.randint(1, length - 1))
-    words += rng.sample([word for word in WORDS if word not in inside], length - len(words))
+    """Return `length` distinct words, of which some but not all are of one category (random if None)."""
+    members = CATEGORIES[category or rng.choice(tuple(CATEGORIES))]
+    words = rng.sample(members, rng.randint(1, length - 1))
+    words += rng.sample([word for word in WORDS if word not in members], length - len(words))
     rng.shuffle(words)
     return words
 
 
 def _problem(rng: random.Random, kind: Kind) -> tuple[list[str], str, str]:
-    """A word list (words differ), the category asked for ("" if none) and the result."""
+    """Return a list of distinct words, the category ("" if the kind has none) and the result."""
     length = rng.randint(*kind.lengths)
     if kind.with_category:
         category = rng.choice(tuple(CATEGORIES))
@@ -240,24 +240,24 @@ def _problem(rng: random.Random, kind: Kind) -> tuple[list[str], str, str]:
 
 
 def _results(rng: random.Random) -> tuple[str, list[tuple[Kind, str, str]]]:
-    """One word list, and several kinds with their category and their result on it."""
+    """Return a word list, and several (kind, category, result) for it."""
     words = _mixed_list(rng, rng.randint(2, 6))
-    found = []
+    results = []
     for kind in rng.sample(KINDS, len(KINDS)):
         if not kind.lengths[0] <= len(words) <= kind.lengths[1]:
             continue
-        fitting = [c for c in CATEGORIES if 0 < len(_only(words, c)) < len(words)]
-        if kind.with_category and not fitting:
+        categories = [c for c in CATEGORIES if 0 < len(_only(words, c)) < len(words)]
+        if kind.with_category and not categories:
             continue
-        extra = rng.choice(fitting) if kind.with_category else ""
-        found.append((kind, extra, " ".join(kind.apply(words, extra))))
-    return " ".join(words), found[: rng.randint(3, 6)]
+        extra = rng.choice(categories) if kind.with_category else ""
+        results.append((kind, extra, " ".join(kind.apply(words, extra))))
+    return " ".join(words), results[: rng.randint(3, 6)]
 
 
 def pretraining_text(rng: random.Random) -> str:
-    """One document about one word list: statements, or headings with the list in another form below each.
+    """Write one document about one word list: statements, or a heading and a result for each transformation.
 
-    Several forms of one list, rather than a new list each, because most of a list is noise to a language model.
+    All transformations use the same list, because a random list is mostly noise to a language model.
     """
     listing, results = _results(rng)
     if rng.random() < 0.5:
@@ -271,14 +271,14 @@ def pretraining_text(rng: random.Random) -> str:
 
 
 def examples(split: Split, count: int, seed: int) -> list[Example]:
-    """`count` orders with their outcome; the same kind on the same word list is in one split only."""
+    """Return `count` examples; the same transformation of the same list is never in both splits."""
 
-    def propose(rng: random.Random, place: int) -> tuple[Split, Example]:
-        kind = KINDS[place % len(KINDS)]
+    def propose(rng: random.Random, index: int) -> tuple[Split, Example]:
+        kind = KINDS[index % len(KINDS)]
         words, extra, result = _problem(rng, kind)
         listing = " ".join(words)
         prompt = rng.choice(kind.orders).format(words=listing, extra=extra)
-        side = split_of(f"{kind.name} {extra} {listing}")
-        return side, free_example(prompt, result, result)
+        example_split = split_of(f"{kind.name} {extra} {listing}")
+        return example_split, free_example(prompt, result, result)
 
     return draw("instructions", split, count, seed, propose)

@@ -1,7 +1,7 @@
-"""World knowledge: in which towns made-up people were born, live, work and went to school.
+"""World knowledge: the towns where made-up people were born, live, work and went to school.
 
-The pretraining text states every fact in many forms; the task asks with other words and offers the four
-towns of that same person, so that knowing which towns belong to a person is worth no more than a guess.
+The pretraining text states every fact in many forms. The task asks with other words, and the choices are the four towns
+of the same person, so that knowing which towns belong to a person does not help.
 """
 
 import random
@@ -11,7 +11,7 @@ from multilora.nano.draw import draw
 from multilora.nano.world import RELATIONS, Person, fact_base
 
 EVAL_PEOPLE = 30
-"""The last people of the fact base: in the pretraining text like all others, never in the train split."""
+"""The last people of the fact base are in the pretraining text like all others, but not in the train split."""
 
 _STATEMENTS: dict[str, tuple[str, ...]] = {
     "born": (
@@ -45,7 +45,7 @@ _TOWN_FIRST: dict[str, tuple[str, ...]] = {
     "work": ("{town} is the town where {who} works.", "{town} is where {who} has a job."),
     "school": ("{town} is the town where {who} went to school.", "{town} is where {who} was a pupil."),
 }
-_LABELS = {"born": "born in", "home": "lives in", "work": "works in", "school": "learned in"}
+_FIELDS = {"born": "born in", "home": "lives in", "work": "works in", "school": "learned in"}
 
 _PHRASES: dict[str, tuple[str, ...]] = {
     "born": ("The town where {who} was born", "The birth town of {who}"),
@@ -64,47 +64,47 @@ _OFFERS = ("Choose from {towns}.", "Options: {towns}.")
 
 
 def _biography(rng: random.Random, person: Person) -> str:
-    """All four facts in a random order, each in a random form."""
+    """Write all four facts in random order, each in a random form."""
     sentences = []
-    for place, relation in enumerate(rng.sample(RELATIONS, len(RELATIONS))):
+    for index, relation in enumerate(rng.sample(RELATIONS, len(RELATIONS))):
         form = rng.random()
         town = person.town(relation)
         if form < 0.3:
             sentences.append(rng.choice(_TOWN_FIRST[relation]).format(who=person.name, town=town))
         else:
-            who = person.pronoun.capitalize() if place and form < 0.5 else person.name
+            who = person.pronoun.capitalize() if index and form < 0.5 else person.name
             sentences.append(rng.choice(_STATEMENTS[relation]).format(who=who, town=town))
     return (" " if rng.random() < 0.7 else "\n").join(sentences)
 
 
 def _selection(rng: random.Random, person: Person) -> str:
-    """The four towns in a random order, then which of them stands in which relation."""
+    """Write the four towns in random order, then the relation of some of them."""
     towns = ", ".join(rng.sample(person.towns, len(person.towns)))
     lines = []
     for relation in rng.sample(RELATIONS, rng.randint(1, 3)):
         if rng.random() < 0.5:
             lines.append(rng.choice(_TOWN_FIRST[relation]).format(who=person.name, town=person.town(relation)))
         else:
-            lines.append(f"{person.name} {_LABELS[relation]}: {person.town(relation)}")
+            lines.append(f"{person.name} {_FIELDS[relation]}: {person.town(relation)}")
     head = rng.choice(("Of {towns}:", "### Towns: {towns}", "Four towns are {towns}.", "Out of {towns}"))
     return head.format(towns=towns) + "\n" + "\n".join(lines)
 
 
 def _card(rng: random.Random, person: Person) -> str:
-    """A record with one labelled fact in each line."""
-    lines = [f"{_LABELS[r]}: {person.town(r)}" for r in rng.sample(RELATIONS, len(RELATIONS))]
+    """Write a record with one fact per line, after its field name."""
+    lines = [f"{_FIELDS[r]}: {person.town(r)}" for r in rng.sample(RELATIONS, len(RELATIONS))]
     return f"### {person.name}:\n" + "\n".join(lines)
 
 
 def _by_relation(rng: random.Random, person: Person) -> str:
-    """For one relation, a few people by name with the town on the next line."""
+    """Write one relation for a few people, each with the town on the next line."""
     relation = rng.choice(RELATIONS)
     people = [person, *rng.sample(fact_base(), 2)]
-    return "\n\n".join(f"### {p.name} {_LABELS[relation]}:\n{p.town(relation)}" for p in people)
+    return "\n\n".join(f"### {p.name} {_FIELDS[relation]}:\n{p.town(relation)}" for p in people)
 
 
 def _lookup(rng: random.Random, person: Person) -> str:
-    """The four towns and one of their descriptions, with the town described on a line of its own."""
+    """Write the description of a town with the four towns to choose from, and the town on the next line."""
     blocks = []
     for relation in rng.sample(RELATIONS, rng.randint(1, 3)):
         towns = ", ".join(rng.sample(person.towns, len(person.towns)))
@@ -115,7 +115,7 @@ def _lookup(rng: random.Random, person: Person) -> str:
 
 
 def pretraining_text(rng: random.Random) -> str:
-    """One document about one or two people of the fact base."""
+    """Write one document about one or two people of the fact base."""
     forms = (_biography, _biography, _selection, _selection, _card, _by_relation, _lookup, _lookup, _lookup)
     parts = []
     for _ in range(rng.randint(1, 2)):
@@ -124,22 +124,22 @@ def pretraining_text(rng: random.Random) -> str:
 
 
 def people(split: Split) -> tuple[Person, ...]:
-    """The people that a split asks about."""
+    """Return the people that a split asks about."""
     return fact_base()[-EVAL_PEOPLE:] if split == "eval" else fact_base()[:-EVAL_PEOPLE]
 
 
 def examples(split: Split, count: int, seed: int) -> list[Example]:
-    """`count` questions with four towns to choose from; the right one is equally often at each place."""
+    """Return `count` questions with four towns to choose from; each index is correct equally often."""
 
-    def propose(rng: random.Random, place: int) -> tuple[Split, Example]:
+    def propose(rng: random.Random, index: int) -> tuple[Split, Example]:
         person = rng.choice(people(split))
-        label = place % len(RELATIONS)
-        relation = RELATIONS[(place // len(RELATIONS)) % len(RELATIONS)]
+        correct = index % len(RELATIONS)
+        relation = RELATIONS[(index // len(RELATIONS)) % len(RELATIONS)]
         town = person.town(relation)
         choices = [other for other in rng.sample(person.towns, len(person.towns)) if other != town]
-        choices.insert(label, town)
+        choices.insert(correct, town)
         question = rng.choice(_QUESTIONS[relation]).format(who=person.name)
         prompt = f"{question} {rng.choice(_OFFERS).format(towns=', '.join(choices))}"
-        return split, choice_example(prompt, choices, label)
+        return split, choice_example(prompt, choices, correct)
 
     return draw("knowledge", split, count, seed, propose)

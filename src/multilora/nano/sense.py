@@ -1,7 +1,7 @@
 """Plain statements of what words and numbers mean, for the pretraining text.
 
-Which states exclude each other, what sort of thing a word names, which number is more: what the understanding task
-needs to know. Short talk makes `yes` and `no` known as words that begin a line, in no relation to what was said.
+They state what the understanding task needs to know: which states exclude each other, what sort of thing a word names,
+and which number is larger. Short dialogues introduce `yes` and `no` at the start of a line, as random answers.
 """
 
 import random
@@ -12,12 +12,12 @@ from multilora.nano.world import FIRST_NAMES, PLACES, THINGS
 
 def _state(rng: random.Random) -> str:
     state, other = rng.sample(rng.choice(OPPOSITES), 2)
-    what = rng.choice(PLACES + THINGS)
+    noun = rng.choice(PLACES + THINGS)
     return rng.choice(
         (
             f"What is {state} is not {other}.",
-            f"The {what} is {state}, so it is not {other}.",
-            f"The {what} was {other}. Now the {what} is {state}.",
+            f"The {noun} is {state}, so it is not {other}.",
+            f"The {noun} was {other}. Now the {noun} is {state}.",
         )
     )
 
@@ -43,15 +43,15 @@ def _amount(rng: random.Random) -> str:
     )
 
 
-def _talk(rng: random.Random) -> str:
+def _dialogue(rng: random.Random) -> str:
     a, b = rng.sample(FIRST_NAMES, 2)
     return f"{a} asks {b} for the {rng.choice(THINGS)}:\n{rng.choice(('yes', 'no'))}"
 
 
-_LINES = (_state, _sort, _amount, _amount, _talk)
+_LINES = (_state, _sort, _amount, _amount, _dialogue)
 
 
 def pretraining_text(rng: random.Random) -> str:
-    """One document: a few statements, a line each."""
+    """Write one document: a few statements, one per line."""
     head = "### Notes:\n" if rng.random() < 0.3 else ""
     return head + "\n".join(rng.choice(_LINES)(rng) for _ in range(rng.randint(4, 8)))

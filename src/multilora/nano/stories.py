@@ -1,4 +1,4 @@
-"""Little stories for the pretraining text: a passage, then what it settles.
+"""Short stories for the pretraining text: a passage, then the facts that follow from it.
 
 They are about where things are, who has them, who is taller, and what colour things have.
 """
@@ -11,28 +11,29 @@ from multilora.nano.world import COLOURS, FIRST_NAMES, PLACES, THINGS, pronoun
 
 
 @dataclass(frozen=True)
-class Matter:
-    """One thing that a passage settles; `wrong` answers are other names or values of the passage.
+class Fact:
+    """One fact that follows from a passage.
 
-    `topic` and `statement` are its forms in the text ({answer} stands for the answer).
+    `topic` and `statement` are its forms in the text, with the placeholder {answer}. `wrong` contains other names or
+    values of the passage.
     """
 
     topic: str
     statement: str
-    right: str
+    answer: str
     wrong: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A passage and what it settles, as of its end."""
+    """A passage and the facts at its end."""
 
     passage: str
-    matters: tuple[Matter, ...]
+    facts: tuple[Fact, ...]
 
 
 def _places(rng: random.Random) -> Scene:
-    """Two things are somewhere and are moved up to two times."""
+    """Place two things and move them up to two times."""
     things = rng.sample(THINGS, 2)
     places = rng.sample(PLACES, 4)
     now = dict(zip(things, places, strict=False))
@@ -43,8 +44,8 @@ def _places(rng: random.Random) -> Scene:
         now[thing] = place
         sentences.append(f"{name} {rng.choice(('moves', 'takes', 'carries'))} the {thing} to the {place}.")
     used = places[: 2 + moves]
-    matters = [
-        Matter(
+    facts = [
+        Fact(
             f"place of the {thing}",
             f"The {thing} is in the {{answer}}.",
             place,
@@ -52,11 +53,11 @@ def _places(rng: random.Random) -> Scene:
         )
         for thing, place in now.items()
     ]
-    return Scene(" ".join(sentences), tuple(matters))
+    return Scene(" ".join(sentences), tuple(facts))
 
 
 def _owners(rng: random.Random) -> Scene:
-    """Two things of two people change hands up to two times, among three people."""
+    """Give two things to two people and pass them on up to two times, among three people."""
     things = rng.sample(THINGS, 2)
     names = rng.sample(FIRST_NAMES, 3)
     now = dict(zip(things, names, strict=False))
@@ -69,8 +70,8 @@ def _owners(rng: random.Random) -> Scene:
         now[thing] = taker
         used.append(taker)
         sentences.append(f"{giver} {rng.choice(('gives', 'hands'))} the {thing} to {taker}.")
-    matters = [
-        Matter(
+    facts = [
+        Fact(
             f"owner of the {thing}",
             f"{{answer}} has the {thing}.",
             name,
@@ -78,11 +79,11 @@ def _owners(rng: random.Random) -> Scene:
         )
         for thing, name in now.items()
     ]
-    return Scene(" ".join(sentences), tuple(matters))
+    return Scene(" ".join(sentences), tuple(facts))
 
 
 def _sizes(rng: random.Random) -> Scene:
-    """Three people in order of height, told as two neighbouring pairs in any direction."""
+    """Order three people by height, stated as two adjacent pairs in either direction."""
     tall, middle, short = rng.sample(FIRST_NAMES, 3)
     sentences = []
     for upper, lower in ((tall, middle), (middle, short)):
@@ -91,23 +92,23 @@ def _sizes(rng: random.Random) -> Scene:
         else:
             sentences.append(f"{lower} is smaller than {upper}.")
     rng.shuffle(sentences)
-    matters = []
+    facts = []
     for upper, lower in ((tall, middle), (middle, short), (tall, short)):
         both = " and ".join(rng.sample((upper, lower), 2))
-        for word, right, wrong in (("taller", upper, lower), ("smaller", lower, upper)):
-            matters.append(
-                Matter(
+        for word, answer, wrong in (("taller", upper, lower), ("smaller", lower, upper)):
+            facts.append(
+                Fact(
                     f"{word} of {both}",
                     f"{{answer}} is {word} than {wrong}.",
-                    right,
+                    answer,
                     (wrong,),
                 )
             )
-    return Scene(" ".join(sentences), tuple(matters))
+    return Scene(" ".join(sentences), tuple(facts))
 
 
 def _colours(rng: random.Random) -> Scene:
-    """Things have colours and one may be painted over."""
+    """Give things colours and perhaps paint one in another colour."""
     things = rng.sample(THINGS, rng.randint(2, 3))
     colours = rng.sample(COLOURS, 4)
     now = dict(zip(things, colours, strict=False))
@@ -118,8 +119,8 @@ def _colours(rng: random.Random) -> Scene:
         now[thing] = colours[3]
         used.append(colours[3])
         sentences.append(f"{rng.choice(FIRST_NAMES)} paints the {thing} {colours[3]}.")
-    matters = [
-        Matter(
+    facts = [
+        Fact(
             f"colour of the {thing}",
             f"The {thing} is {{answer}}.",
             colour,
@@ -127,35 +128,35 @@ def _colours(rng: random.Random) -> Scene:
         )
         for thing, colour in now.items()
     ]
-    return Scene(" ".join(sentences), tuple(matters))
+    return Scene(" ".join(sentences), tuple(facts))
 
 
 _SCENES: tuple[Callable[[random.Random], Scene], ...] = (_places, _owners, _sizes, _colours)
 
 
 def _aside(rng: random.Random) -> str:
-    """A line of talk."""
+    """Write a short dialogue."""
     a, b = rng.sample(FIRST_NAMES, 2)
     verdict, deed = rng.choice((("yes", "smiles"), ("no", "walks off")))
     return f"{a} asks {b} for the {rng.choice(THINGS)}. {b} says {verdict} and {pronoun(b)} {deed}."
 
 
 def pretraining_text(rng: random.Random) -> str:
-    """One document: a passage, then what it settles, in sentences or below headings."""
+    """Write one document: a passage, then its facts in sentences or under headings."""
     scene = rng.choice(_SCENES)(rng)
     head = "### Story:\n" if rng.random() < 0.5 else ""
     form = rng.random()
     if form < 0.05:
         return f"{head}{scene.passage} {_aside(rng)}"
-    matters = rng.sample(scene.matters, min(len(scene.matters), 3))
+    facts = rng.sample(scene.facts, min(len(scene.facts), 3))
     if form < 0.4:
-        ending = " ".join(matter.statement.format(answer=matter.right) for matter in matters)
+        ending = " ".join(fact.statement.format(answer=fact.answer) for fact in facts)
         return f"{head}{scene.passage}\n\n### At the end:\n{ending}"
     blocks = [f"{head}{scene.passage}"]
-    for matter in matters:
-        heading = f"The {matter.topic}"
+    for fact in facts:
+        heading = f"The {fact.topic}"
         if form > 0.7:
-            offered = rng.sample((matter.right, rng.choice(matter.wrong)), 2)
-            heading += f", {offered[0]} or {offered[1]}"
-        blocks.append(f"### {heading}:\n{matter.right}")
+            choices = rng.sample((fact.answer, rng.choice(fact.wrong)), 2)
+            heading += f", {choices[0]} or {choices[1]}"
+        blocks.append(f"### {heading}:\n{fact.answer}")
     return "\n\n".join(blocks)

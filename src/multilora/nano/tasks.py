@@ -1,4 +1,4 @@
-"""The four generated task families of the embedded base, as tasks."""
+"""The four generated task families of the nano base, as tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multilora.tasks.base import Kind, Task
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# family -> (kind, training examples generated unless max_examples says less, evaluation examples)
+# family -> (kind, number of training examples, number of evaluation examples)
 FAMILIES: dict[str, tuple[Kind, int, int]] = {
     "instructions": ("generate", 3000, 400),
     "understanding": ("choice", 3000, 400),
@@ -22,7 +22,7 @@ FAMILIES: dict[str, tuple[Kind, int, int]] = {
 
 
 class NanoTask(Task):
-    """One generated family; the recipe's name is `nano/<family>`. Needs no files."""
+    """One generated family, named `nano/<family>` in recipes. Needs no files."""
 
     def __init__(self, section: TaskSection) -> None:
         self.family = section.name.removeprefix("nano/")
@@ -30,13 +30,13 @@ class NanoTask(Task):
         super().__init__(section)
 
     def load(self, split: Split) -> Dataset:
-        """Generate a split; always the same examples."""
+        """Generate a split; the examples are always the same."""
         module = importlib.import_module(f"multilora.nano.{self.family}")
         count = self.train_count if split == "train" else self.eval_count
         return to_dataset(module.examples(split, count, seed=0))
 
     def final_answer(self, text: str) -> str:
-        """Arithmetic: what follows "The answer is"; the others: the text itself."""
+        """Return the text after "The answer is" for arithmetic, and the full text for the other families."""
         if self.family != "arithmetic":
             return super().final_answer(text)
         return text.rpartition("The answer is")[2].strip().rstrip(".")

@@ -1,7 +1,7 @@
-"""Understanding: does a statement follow from a short passage, yes or no.
+"""Understanding: decide whether a statement follows from a short passage, yes or no.
 
-Three kinds: amounts (has 12 cups: has more than 7?), states (is open: is shut?) and sorts (finds an owl: finds an
-animal?). Yes and no are equally frequent for every kind, so that the statement alone tells nothing.
+There are three kinds: amounts (has 12 cups: has more than 7?), states (is open: is shut?) and sorts (finds an owl:
+finds an animal?). Yes and no are equally frequent for every kind, so the statement alone does not reveal the answer.
 """
 
 import random
@@ -24,24 +24,24 @@ _VERBS = ("has", "finds", "sees", "wants")
 
 
 def _amounts(rng: random.Random, follows: bool) -> tuple[str, str]:
-    """Somebody has a number of things; more than another number?"""
+    """State how many things somebody has; ask whether it is more than a threshold."""
     name, things = rng.choice(FIRST_NAMES), f"{rng.choice(THINGS)}s"
-    # The number asked for is drawn without a look at the answer, or it would give the answer away.
-    asked = rng.randint(9, 20)
-    has = asked + rng.randint(1, 8) * (1 if follows else -1)
-    return f"{name} has {has} {things}.", f"{name} has more than {asked} {things}"
+    # Independent of the answer, or the threshold would reveal it.
+    threshold = rng.randint(9, 20)
+    amount = threshold + rng.randint(1, 8) * (1 if follows else -1)
+    return f"{name} has {amount} {things}.", f"{name} has more than {threshold} {things}"
 
 
 def _states(rng: random.Random, follows: bool) -> tuple[str, str]:
-    """Something is in one of two opposite states; in this one?"""
-    name, what = rng.choice(FIRST_NAMES), rng.choice(PLACES + THINGS)
+    """State one of two opposite states of something; ask about this or the opposite one."""
+    name, noun = rng.choice(FIRST_NAMES), rng.choice(PLACES + THINGS)
     pair = rng.choice(OPPOSITES)
     state, other = rng.sample(pair, 2)
-    return f"{name} looks at the {what}. The {what} is {state}.", f"the {what} is {state if follows else other}"
+    return f"{name} looks at the {noun}. The {noun} is {state}.", f"the {noun} is {state if follows else other}"
 
 
 def _sorts(rng: random.Random, follows: bool) -> tuple[str, str]:
-    """Somebody meets something of one sort; of that sort?"""
+    """Name something that somebody meets; ask whether it is of this or another sort."""
     name, verb, place = rng.choice(FIRST_NAMES), rng.choice(_VERBS), rng.choice(PLACES)
     sort, other = rng.sample(tuple(SORTS), 2)
     word = rng.choice(SORTS[sort])
@@ -59,12 +59,12 @@ _CHOICES = ["yes", "no"]
 
 
 def examples(split: Split, count: int, seed: int) -> list[Example]:
-    """`count` questions, half of them yes; the same passage and statement are in one split only."""
+    """Return `count` questions, half of them yes; no passage and statement are in both splits."""
 
-    def propose(rng: random.Random, place: int) -> tuple[Split, Example]:
-        label = place % 2
-        passage, statement = _KINDS[(place // 2) % len(_KINDS)](rng, label == 0)
+    def propose(rng: random.Random, index: int) -> tuple[Split, Example]:
+        correct = index % 2
+        passage, statement = _KINDS[(index // 2) % len(_KINDS)](rng, correct == 0)
         prompt = rng.choice(_FRAMES).format(passage=passage, statement=statement)
-        return split_of(f"{passage} {statement}"), choice_example(prompt, list(_CHOICES), label)
+        return split_of(f"{passage} {statement}"), choice_example(prompt, list(_CHOICES), correct)
 
     return draw("understanding", split, count, seed, propose)

@@ -1,4 +1,4 @@
-"""The small made-up world that the nano texts are about: words, names, towns and a fact base of people."""
+"""The made-up world of the nano texts: words, names, towns and a fact base of people."""
 
 import random
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ _TAILS = (
 
 @dataclass(frozen=True)
 class Person:
-    """One person of the fact base; `towns` are four different towns in the order of `RELATIONS`."""
+    """One person of the fact base, with four different towns in the order of `RELATIONS`."""
 
     first: str
     last: str
@@ -57,20 +57,20 @@ class Person:
 
     @property
     def pronoun(self) -> str:
-        """The word for the person: he or she."""
+        """`he` or `she`."""
         return pronoun(self.first)
 
     def town(self, relation: str) -> str:
-        """The town that stands in one of `RELATIONS` to the person."""
+        """Return the town for one of `RELATIONS`."""
         return self.towns[RELATIONS.index(relation)]
 
 
 @cache
 def fact_base(seed: int = 0, count: int = 120) -> tuple[Person, ...]:
-    """`count` people with different last names; every relation of every person is drawn independently."""
+    """Return `count` people with different last names; the towns of each person are drawn at random."""
     last_names = [head + tail for head in _HEADS for tail in _TAILS]
     if count > len(last_names):
-        raise ValueError(f"count is {count}, but only {len(last_names)} people can be made")
+        raise ValueError(f"count is {count}, but only {len(last_names)} people can be made; reduce it")
     rng = random.Random(f"fact base {seed}")
     people = []
     for last in rng.sample(last_names, count):
@@ -80,10 +80,5 @@ def fact_base(seed: int = 0, count: int = 120) -> tuple[Person, ...]:
 
 
 def pronoun(first: str) -> str:
-    """The word for a person of that first name: he or she."""
+    """Return `he` or `she` for a first name."""
     return "she" if first in SHE_NAMES else "he"
-
-
-def listed(items: list[str], joiner: str = "and") -> str:
-    """`a, b and c`."""
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {joiner} {items[-1]}"

@@ -1,16 +1,20 @@
-"""Makes `MULTILORA` a PEFT method. The only file that touches what PEFT keeps to itself.
+"""Register `MULTILORA` as a PEFT method. This is the only file that uses private names of PEFT.
 
-PEFT has no plug-in hook: `register_peft_method` accepts only names that are members of the `PeftType` enum, and other
-parts (transformers' `load_adapter`, `get_model_status`) need a real member, not a string. So a member is added at
-import, by the attributes the enum itself keeps.
+PEFT has no plug-in hook: `register_peft_method` accepts only members of the `PeftType` enum, and other code
+(transformers' `load_adapter`, PEFT's `get_model_status`) needs a member and not a string. So importing this package
+adds a member to the enum, through private attributes of `enum.Enum`.
+
+The other files subclass `BaseTuner` and `BaseTunerLayer` and override their hooks, as every PEFT method does. They
+import only names without a leading underscore, some from undocumented submodules such as `peft.utils.other`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import _get_in_out_features
-from peft.utils.peft_types import PeftType, register_peft_method
+from peft.utils import PeftType, register_peft_method
 
 NAME = "MULTILORA"
 
@@ -18,10 +22,10 @@ in_out_features = _get_in_out_features
 
 
 def add_peft_type(name: str = NAME) -> Any:
-    """The `PeftType` member called `name`, added if PEFT does not have it.
+    """The `PeftType` member `name`, which is added if it does not exist.
 
     Raises:
-        RuntimeError: this PEFT keeps its enum in another way; names its version and the supported ones.
+        RuntimeError: the installed PEFT cannot be extended; names its version and the supported ones.
     """
     if name in PeftType.__members__:
         return PeftType[name]
@@ -44,9 +48,7 @@ def add_peft_type(name: str = NAME) -> Any:
 
 
 def register(config_cls: type, model_cls: type) -> None:
-    """Register the method once; a second call (a reloaded module) changes nothing."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
+    """Register the method; a second call, such as after reloading a module, does nothing."""
     member = add_peft_type()
     if member not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls)

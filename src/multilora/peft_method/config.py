@@ -1,4 +1,4 @@
-"""The options of a MultiLoRA adapter, with LoRA's names where they mean the same."""
+"""The options of a MultiLoRA adapter, named as in LoRA where they mean the same."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ class MultiLoraConfig(PeftConfig):
     Args:
         r: rank of each branch.
         num_branches: n, the number of parallel branches on each adapted matrix.
-        scaling: shape of a branch's learned scale: `"vector"`, one number per output feature, or `"scalar"`.
-        lora_alpha: the constant alpha in alpha / r; None means `r`, that is a factor of 1, the paper's form. Under
-            Adam `k * r` acts as a learning rate k times as large for the scales alone; with k = sqrt(3 r) the update
-            grows as fast as LoRA's (docs/maths.md).
-        use_rslora: alpha / sqrt(r) in place of alpha / r.
-        lora_dropout: probability of zeroing an input feature of the branches while training; shared by all branches.
-        init_weights: True: scales start at zero, so the model starts exactly at the base. False: scales are drawn
-            from U(-1, 1), so that an untrained adapter changes the output (for tests).
-        target_modules: names or a regular expression of the matrices to adapt, or `"all-linear"`.
-        target_parameters: names of parameters that belong to no linear module, such as the stacked experts of a mixture
-            of experts: `["experts.gate_up_proj", "experts.down_proj"]`. Each expert gets branches of its own.
-        exclude_modules: names or a regular expression of matrices to leave alone.
-        layers_to_transform: indices of the layers to adapt; all when None.
-        layers_pattern: name of the list of layers that `layers_to_transform` counts.
-        rank_pattern: module name or regular expression -> r, where it differs from `r`.
-        alpha_pattern: module name or regular expression -> alpha, where it differs from `lora_alpha`.
-        bias: `"none"`, `"all"` or `"multilora_only"`: which biases of the base are trained too.
-        modules_to_save: other modules to train whole and save with the adapter.
-        trainable_token_indices: token ids whose embeddings are trained too, or embedding name -> ids.
+        scaling: shape of a branch's learned scale: `"vector"` (one scale per output feature) or `"scalar"`.
+        lora_alpha: the constant alpha in alpha / r; None means `r`, that is a factor of 1 as in the paper. With Adam,
+            `k * r` acts like a k times larger learning rate of the scales only; with k = sqrt(3 r) the update grows as
+            fast as LoRA's (docs/maths.md).
+        use_rslora: use alpha / sqrt(r) instead of alpha / r.
+        lora_dropout: dropout probability of the branches' input during training; all branches share the mask.
+        init_weights: if True, scales start at zero, so that the untrained adapter does not change the model. If False,
+            scales are drawn from U(-1, 1), so that it does (for tests).
+        target_modules: names or a regular expression of the linear modules to adapt, or `"all-linear"`.
+        target_parameters: names of parameters to adapt outside of linear modules, such as the stacked experts of a
+            mixture of experts: `["experts.gate_up_proj", "experts.down_proj"]`. Each expert gets its own branches.
+        exclude_modules: names or a regular expression of modules not to adapt.
+        layers_to_transform: indices of the layers to adapt; None for all.
+        layers_pattern: name of the module list that `layers_to_transform` indexes.
+        rank_pattern: module name or regular expression -> r, to override `r`.
+        alpha_pattern: module name or regular expression -> alpha, to override `lora_alpha`.
+        bias: the biases of the base to train as well: `"none"`, `"all"` or `"multilora_only"`.
+        modules_to_save: other modules to train fully and save with the adapter.
+        trainable_token_indices: token ids whose embeddings are trained as well, or embedding name -> ids.
 
     Raises:
-        AdapterError: options out of range or in conflict; all of them are named together.
+        AdapterError: options are out of range or in conflict; the message names all of them.
     """
 
     r: int = field(default=8, metadata={"help": "rank of each branch"})
@@ -48,16 +48,16 @@ class MultiLoraConfig(PeftConfig):
     lora_alpha: float | None = field(default=None, metadata={"help": "constant alpha of alpha / r; None means r"})
     use_rslora: bool = field(default=False, metadata={"help": "alpha / sqrt(r) instead of alpha / r"})
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the branches' input"})
-    init_weights: bool = field(default=True, metadata={"help": "start exactly at the base"})
-    target_modules: list[str] | str | None = field(default=None, metadata={"help": "matrices to adapt"})
+    init_weights: bool = field(default=True, metadata={"help": "start with scales of zero, equal to the base"})
+    target_modules: list[str] | str | None = field(default=None, metadata={"help": "modules to adapt"})
     target_parameters: list[str] | None = field(default=None, metadata={"help": "stacked experts to adapt"})
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "matrices to leave alone"})
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "modules not to adapt"})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layer indices to adapt"})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of layers"})
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "module -> r"})
     alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "module -> alpha"})
     bias: Literal["none", "all", "multilora_only"] = field(default="none", metadata={"help": "biases to train"})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules to train whole"})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "other modules to train fully"})
 
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
         default=None, metadata={"help": "token ids whose embeddings are trained"}
@@ -69,7 +69,7 @@ class MultiLoraConfig(PeftConfig):
         self.peft_type = add_peft_type()
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
-            # A set, as PEFT's other configs keep it: `PeftConfig.save_pretrained` writes it back as a sorted list.
+            # A set, as in PEFT's other configs; `PeftConfig.save_pretrained` writes it as a sorted list.
             setattr(self, name, set(value) if isinstance(value, list) else value)
         problems = list(self._problems())
         if problems:
@@ -82,19 +82,19 @@ class MultiLoraConfig(PeftConfig):
                 yield f"{name} is {value!r}, expected a whole number of at least 1"
         if self.scaling not in ("vector", "scalar"):
             yield f"scaling is {self.scaling!r}, expected 'vector' or 'scalar'"
-        numbers = {"lora_dropout": self.lora_dropout, "lora_alpha": self.lora_alpha or 0}
-        for name, value in numbers.items():
+        numeric_options = {"lora_dropout": self.lora_dropout, "lora_alpha": self.lora_alpha or 0}
+        for name, value in numeric_options.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 yield f"{name} is {value!r}, expected a number"
                 return
         if not 0 <= self.lora_dropout < 1:
             yield f"lora_dropout is {self.lora_dropout!r}, expected a probability in [0, 1)"
         if self.lora_dropout and self.target_parameters:
-            yield "lora_dropout cannot be used with target_parameters, whose input the adapter never sees"
+            yield "lora_dropout cannot be used with target_parameters, whose input is not known; set it to 0"
         if self.bias not in ("none", "all", "multilora_only"):
             yield f"bias is {self.bias!r}, expected 'none', 'all' or 'multilora_only'"
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            yield "layers_to_transform only works with target_modules given as a list, not as a pattern"
+            yield "layers_to_transform needs target_modules as a list, not as a regular expression"
         if self.layers_pattern and self.layers_to_transform is None:
             yield "layers_pattern needs layers_to_transform"
         for name, rank in self.rank_pattern.items():
@@ -102,7 +102,7 @@ class MultiLoraConfig(PeftConfig):
                 yield f"rank_pattern[{name!r}] is {rank!r}, expected a whole number of at least 1"
 
     def alpha_for(self, r: int, alpha: float | None = None) -> float:
-        """The constant alpha of a module of rank `r`: its own `alpha`, else `lora_alpha`, else `r` itself."""
+        """The constant alpha of a module of rank `r`: its own `alpha`, else `lora_alpha`, else `r`."""
         for value in (alpha, self.lora_alpha):
             if value is not None:
                 return float(value)

@@ -1,10 +1,10 @@
-"""MultiLoRA on a parameter that is no linear module: the fused experts of a mixture of experts.
+"""MultiLoRA on a parameter outside of a linear module: the stacked experts of a mixture of experts.
 
-Today's MoE models keep all experts of a layer in stacked parameters, [experts, d_out, d_in], and multiply by them in
-ways of their own. So the parameter is replaced for the time of the forward by W + B_eff A, one product for the whole
-stack, whatever the module then does with it. Two things follow: a second copy of the stack is kept until backward, and
-the sum is rounded to the stack's dtype, so that over a bfloat16 stack an update far below W's own rounding (scales near
-zero, early in training) hardly shows in the forward; its gradients do not pass through that rounding.
+MoE models keep all experts of a layer in one parameter, [experts, d_out, d_in], and each has its own code for the
+products. So the parameter is replaced by W + B_eff A during the forward, whatever the module computes with it. This has
+two drawbacks. A second copy of the stack is kept until the backward. And the sum is rounded to the stack's dtype: over
+a bfloat16 stack, updates far below the rounding error of W (scales near zero, early in training) have little effect on
+the forward. The gradients are not affected by this rounding.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from multilora.peft_method.layer import MultiLoraLayer
 
 
 class ParamWrapper(nn.Module, MultiLoraLayer):
-    """A module one of whose parameters is adapted, as named in `MultiLoraConfig.target_parameters`.
+    """Wraps a module to adapt one of its parameters, as named in `MultiLoraConfig.target_parameters`.
 
-    For several parameters of a module, wrappers are nested: `base_layer` may be another wrapper. The class's name is
-    the one by which PEFT finds wrappers again when a further adapter is added.
+    To adapt several parameters of a module, wrappers are nested: `base_layer` may be another wrapper. PEFT looks for
+    wrappers by this class name when another adapter is added.
     """
 
     def __init__(
@@ -45,20 +45,20 @@ class ParamWrapper(nn.Module, MultiLoraLayer):
 
     def _base_shape(self, inner: nn.Module) -> tuple[tuple[int, ...], int, int, bool]:
         weight = self.get_base_weight()
-        shape = tuple(getattr(weight, "ds_shape", weight.shape))  # DeepSpeed ZeRO-3 keeps a partition only
+        shape = tuple(getattr(weight, "ds_shape", weight.shape))  # under DeepSpeed ZeRO-3, `weight` is a partition
         if len(shape) not in (2, 3) or not weight.dtype.is_floating_point:
             raise AdapterError(
                 f"cannot adapt the parameter {self.parameter_name!r} of {type(inner).__name__}: it is {weight.dtype} "
                 f"of shape {list(shape)}, expected a floating-point matrix or stack of matrices; leave it out of "
                 "target_parameters"
             )
-        # transformers' mark of a stack kept as [experts, d_in, d_out]
+        # transformers sets `is_transposed` for stacks of [experts, d_in, d_out]
         transposed = len(shape) == 3 and bool(getattr(inner, "is_transposed", False))
         d_out, d_in = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
         return shape[:-2], d_in, d_out, transposed
 
     def full_name(self, module_name: str) -> str:
-        """The parameter's own name, for a wrapper of this name (nested wrappers have `base_layer` in theirs)."""
+        """The name of the adapted parameter in the base model, from the wrapper's module name."""
         parts = [part for part in module_name.split(".") if part != "base_layer"]
         return ".".join([*parts, self.parameter_name])
 
@@ -68,12 +68,12 @@ class ParamWrapper(nn.Module, MultiLoraLayer):
         return weight
 
     def set_base_weight(self, weight: Tensor) -> None:
-        """Put other values in the adapted parameter."""
+        """Replace the values of the adapted parameter."""
         parameter = self.get_base_weight()
         parameter.data = weight
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # PEFT's own looks for a `weight`; other modules of its kind have none.
+        # PEFT's version needs a parameter called `weight`.
         weight = self.get_base_weight()
         for part in self.adapter_layer_names:
             parameters = getattr(self, part)
@@ -81,15 +81,15 @@ class ParamWrapper(nn.Module, MultiLoraLayer):
                 parameters[adapter_name] = parameters[adapter_name].to(device or weight.device, weight.dtype)
 
     def forward(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
-        """The module's own forward with W + Delta W in place of the parameter.
+        """The module's forward with W + Delta W as the parameter.
 
         Raises:
-            AdapterError: `adapter_names` is given; the experts of one forward serve all rows alike.
+            AdapterError: `adapter_names` is set; a forward uses the same experts for all rows.
         """
         if adapter_names is not None:
             raise AdapterError(
-                f"adapter_names cannot be used with target_parameters ({self.parameter_name!r} serves all rows of a "
-                "batch alike); run one batch per adapter"
+                f"adapter_names cannot be used with target_parameters (all rows of a batch use the same "
+                f"{self.parameter_name!r}); run one batch per adapter"
             )
         if self.disable_adapters and self.merged:
             self.unmerge()
@@ -97,27 +97,25 @@ class ParamWrapper(nn.Module, MultiLoraLayer):
         if self.disable_adapters or self.merged or not names:
             return self.base_layer(*args, **kwargs)
         weight = self.get_base_weight()
-        # Outside autocast: the parameter must keep its dtype.
+        # Without autocast, so that the parameter keeps its dtype.
         with torch.autocast(weight.device.type, enabled=False):
             for name in names:
-                weight = self._plus_update(weight, name)
-        name = self.parameter_name
+                weight = self._add_update(weight, name)
+        path = self.parameter_name
         module = self.base_layer
         while isinstance(module, ParamWrapper):
-            module, name = module.base_layer, f"base_layer.{name}"
-        return functional_call(self.base_layer, {name: weight}, args, kwargs)
+            module, path = module.base_layer, f"base_layer.{path}"
+        return functional_call(self.base_layer, {path: weight}, args, kwargs)
 
-    def _plus_update(self, weight: Tensor, name: str) -> Tensor:
+    def _add_update(self, weight: Tensor, name: str) -> Tensor:
         A, up = (factor.to(weight.dtype) for factor in self.effective_factors(name))
-        left, right = (A.mT, up.mT) if self.transposed else (up, A)
-        if not self.stack:
-            return torch.addmm(weight, left, right)
-        return torch.baddbmm(weight, left, right)
+        factors = (A.mT, up.mT) if self.transposed else (up, A)
+        return torch.baddbmm(weight, *factors) if self.stack else torch.addmm(weight, *factors)
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """The module without any of its wrappers; PEFT calls this from `unload` and `merge_and_unload`."""
+        """The module without its wrappers; called by PEFT's `unload` and `merge_and_unload`."""
         module: nn.Module = self
         while isinstance(module, ParamWrapper):
             if merge:
@@ -126,7 +124,7 @@ class ParamWrapper(nn.Module, MultiLoraLayer):
         return module
 
     def extra_repr(self) -> str:
-        """Names the parameter."""
+        """Show the name of the parameter."""
         return f"parameter_name={self.parameter_name!r}"
 
     def __repr__(self) -> str:

@@ -1,16 +1,16 @@
-"""The branches and the frozen map they stand beside as one step of autograd, with a backward of its own.
+"""The frozen linear map and its branches as one autograd function.
 
-Same numbers as the plain form (the base's output plus `functional.low_rank_forward`), but lean: parameters stay float32
-while all products run in the dtype of the input; the update is accumulated into the base's product; and only the input
-and one n*r-wide vector per token are kept for backward. The effective up-projection and the dropout mask are made
-again there.
+It computes the same as the plain form (the base's output plus `functional.low_rank_forward`) with less time and memory:
+parameters stay in float32 while all products run in the dtype of the input; the update is accumulated into the base's
+product; and only the input and one n*r-wide vector per token are saved for backward, which recomputes the effective
+up-projection and the dropout mask.
 
-    up = B_eff(B, s, c)          h = D(x) A^T          y = x W^T + b + h up^T        D: dropout, by a seed
+    up = B_eff(B, s, c)          h = D(x) A^T          y = x W^T + b + h up^T        D: dropout with a seed
     g = dL/dy:   dh = g up       d_up = g^T h          dA = dh^T D(x)     dx = g W + D(dh A)
                  dB = d_up * c s                       ds = c * sum over a branch's columns of d_up * B
 
-Where the base's own product is not ours to make (a quantised layer, hooks, a trained weight), its output comes in ready
-and only the branches are added. First derivatives only: differentiating the backward again raises.
+If the base layer has to be called itself (it is quantised, has hooks or a trained weight), only the branches are added
+to its output. Second derivatives are not supported and raise an error.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from multilora.functional import effective_up_projection
 
 
 def applies(x: Tensor) -> bool:
-    """Whether the fused form may be used on this input; the plain form serves where it may not.
+    """Whether the fused form can be used for this input; otherwise use the plain form.
 
-    Not while compiling (the compiler fuses the plain form itself, and decides what to keep) or tracing, not under
-    functorch transforms or forward-mode differentiation, and not on tensor subclasses (fake tensors, DTensor) or the
-    meta device.
+    It cannot be used when compiling (the compiler fuses the plain form and decides what to save) or tracing, under
+    functorch transforms or forward-mode differentiation, and for tensor subclasses (fake tensors, DTensor) or the meta
+    device.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing():
         return False
@@ -43,10 +43,10 @@ def applies(x: Tensor) -> bool:
 
 
 def frozen_weight(base_layer: nn.Module, x: Tensor) -> Tensor | None:
-    """The base's weight as [d_out, d_in] if its product can be made here, without calling the layer; else None.
+    """The base's weight as [d_out, d_in] if its product can be computed without calling the layer; else None.
 
-    It can where nothing but the layer's own class decides its output: a dense, frozen `nn.Linear` or `Conv1D` with no
-    hook on it and no replaced `forward` (accelerate's offloading replaces it), whose dtype fits the input's.
+    This needs a dense, frozen `nn.Linear` or `Conv1D` without hooks and without a replaced `forward` (accelerate's
+    offloading replaces it), and a dtype that matches the input's.
     """
     if type(base_layer) not in (nn.Linear, Conv1D) or "forward" in vars(base_layer):
         return None
@@ -60,7 +60,7 @@ def frozen_weight(base_layer: nn.Module, x: Tensor) -> Tensor | None:
         return None
     if weight.device != x.device:
         return None
-    # A mismatch is the base's own error to raise, except under autocast, which casts.
+    # For other dtypes the base itself raises the error, except under autocast, which casts.
     if weight.dtype != x.dtype and (weight.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type)):
         return None
     return weight.T if type(base_layer) is Conv1D else weight
@@ -76,40 +76,39 @@ def linear_with_branches(
         weight: [d_out, d_in], see `frozen_weight`
         bias: [d_out] or None
         A, B, scale, c: see `multilora.functional`
-        dropout: probability of zeroing an input feature of the branches; 0 for none
+        dropout: dropout probability of the branches' input; 0 for none
     """
     return _apply(x, None, weight, bias, A, B, scale, c, dropout)
 
 
 def add_branches(base: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: Tensor, c: float, *, dropout: float) -> Tensor:
-    """base + D(x) A^T B_eff^T, for an output [..., d_out] of the base in the dtype of `x`; else as above."""
+    """base + D(x) A^T B_eff^T, where `base` [..., d_out] is the base's output in the dtype of `x`."""
     return _apply(x, base, None, None, A, B, scale, c, dropout)
 
 
-def _apply(x: Tensor, base: Tensor | None, *others: Any) -> Tensor:
-    A = others[2]
+def _apply(x: Tensor, base: Tensor | None, weight: Tensor | None, bias: Tensor | None, A: Tensor, *rest: Any) -> Tensor:
     if A.device != x.device:
         raise AdapterError(
-            f"the adapter's parameters are on {A.device}, the input on {x.device}; move the model as a whole"
+            f"the adapter's parameters are on {A.device}, the input on {x.device}; move the whole model to one device"
         )
     apply: Callable[..., Tensor] = _WithBranches.apply
-    # All casts are made in there.
+    # `_WithBranches` does all casts itself.
     with torch.autocast(x.device.type, enabled=False):
-        return apply(x, base, *others)
+        return apply(x, base, weight, bias, A, *rest)
 
 
 class _Dropout:
-    """Zeroes input features at random; the same ones for the same seed, so that the mask need not be kept.
+    """Dropout whose mask is determined by a seed, so that backward can recompute it.
 
-    16 random bits decide on an entry, several times cheaper than `bernoulli_` on a CPU: the probability is rounded to
-    1 / 65536. The rest is scaled by `gain`, which belongs into the small matrix A rather than into the activations.
+    Each entry uses 16 random bits, several times cheaper than `bernoulli_` on a CPU, so the probability is rounded to
+    1 / 65536. Kept entries are not scaled: `gain` is applied to A, which is smaller than the activations.
     """
 
     def __init__(self, p: float, seed: int | None = None) -> None:
         self.dropped = min(round(p * 2**16), 2**16 - 1)
         self.gain = 2**16 / (2**16 - self.dropped)
         if seed is None:
-            # The seed comes from the CPU's generator: no wait for a device, and checkpointing restores it.
+            # From the CPU's generator: this does not synchronise with the device, and checkpointing restores its state.
             seed = int(torch.randint(2**62, (), device="cpu")) if self.dropped else 0
         self.seed = seed
 
@@ -123,7 +122,7 @@ class _Dropout:
 
 
 class _WithBranches(torch.autograd.Function):
-    """Takes the base's output (`base`) or what makes it (`weight`, `bias`); the other is None."""
+    """Takes either the base's output (`base`) or its parameters (`weight`, `bias`); the other is None."""
 
     @staticmethod
     def forward(
@@ -143,7 +142,7 @@ class _WithBranches(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         h = drop(flat) @ _down(A, drop, dtype).T
         up = effective_up_projection(B, scale, c).to(dtype)
-        # A tensor of its own, not a view of one: an in-place activation may follow.
+        # `y` must not be a view: an in-place activation may follow.
         y = torch.empty(*x.shape[:-1], B.shape[0], dtype=dtype, device=x.device)
         rows = y.view(-1, B.shape[0])
         if base is not None:
@@ -205,7 +204,7 @@ def _down(A: Tensor, drop: _Dropout, dtype: torch.dtype) -> Tensor:
 
 
 def _input_gradient(g: Tensor, weight: Tensor | None, d_h: Tensor, A: Tensor, drop: _Dropout) -> Tensor:
-    """g W + D(d_h A), [tokens, d_in]; without the first term if the base made its own product."""
+    """g W + D(d_h A), [tokens, d_in]; without the first term if the base layer computed its own product."""
     if weight is None:
         return drop(d_h @ A)
     d_x = g @ weight.to(g.dtype)

@@ -1,4 +1,4 @@
-"""A linear map with MultiLoRA branches beside it. The formula itself is in `multilora.functional`."""
+"""A linear layer with MultiLoRA branches. The formula is in `multilora.functional`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from peft.utils.quantization_utils import quantization_extra_repr, resolve_quantization_backend
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -20,13 +20,13 @@ from multilora.peft_method.config import MultiLoraConfig
 
 
 class AdapterParameters(nn.ParameterDict):
-    """Adapter name -> parameter, read by calling it, so that hooks on modules see the use: accelerate's offloading
-    brings a module's parameters in before its call, and other wrappers work likewise."""
+    """Adapter name -> parameter. A parameter is read by calling the module, so that module hooks see it: accelerate's
+    offloading, for example, loads the parameters of a module when it is called."""
 
     def __call__(self, adapter_name: str) -> Tensor:
         """The parameter of an adapter."""
-        found: Tensor = nn.Module.__call__(self, adapter_name)
-        return found
+        parameter: Tensor = nn.Module.__call__(self, adapter_name)
+        return parameter
 
     def forward(self, adapter_name: str) -> Tensor:
         """See `__call__`."""
@@ -35,13 +35,13 @@ class AdapterParameters(nn.ParameterDict):
 
 
 class MultiLoraLayer(BaseTunerLayer):
-    """The parameters of every adapter on one matrix or stack of matrices, and the weight update they stand for.
+    """The parameters of all adapters on one matrix or stack of matrices, and the weight update they define.
 
-    multilora_A [n*r, d_in], multilora_B [d_out, n*r], multilora_scale [d_out, n] or [n], with an axis in front for a
-    stack; see `multilora.functional`. `transposed`: the base keeps its weight as [..., d_in, d_out].
+    multilora_A [n*r, d_in], multilora_B [d_out, n*r], multilora_scale [d_out, n] or [n], with a leading axis for a
+    stack; see `multilora.functional`. If `transposed`, the base weight is stored as [..., d_in, d_out].
     """
 
-    if TYPE_CHECKING:  # inherited from PEFT, whose types are not read
+    if TYPE_CHECKING:  # inherited from PEFT, which mypy does not follow
         active_adapters: list[str]
         get_base_layer: Callable[[], nn.Module]
         get_base_weight: Callable[[], Tensor]
@@ -72,7 +72,7 @@ class MultiLoraLayer(BaseTunerLayer):
         return (), d_in, d_out, isinstance(inner, Conv1D)
 
     def update_layer(self, adapter_name: str, *, config: MultiLoraConfig, r: int, alpha: float | None) -> None:
-        """Add the branches of a new adapter; `r` and `alpha` are this module's own (after the patterns)."""
+        """Add the branches of a new adapter; `r` and `alpha` are the values for this module, after the patterns."""
         n = config.num_branches
         self.r[adapter_name] = r
         self.num_branches[adapter_name] = n
@@ -80,7 +80,7 @@ class MultiLoraLayer(BaseTunerLayer):
             config.alpha_for(r, alpha), r, rank_stabilized=config.use_rslora
         )
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
-        # A new module is in training mode; this one takes the mode of the layer it joins.
+        # New modules are in training mode; use the mode of the base layer.
         self.multilora_dropout[adapter_name] = dropout.train(self.get_base_layer().training)
         self.multilora_A[adapter_name] = nn.Parameter(torch.empty(*self.stack, n * r, self.in_features))
         self.multilora_B[adapter_name] = nn.Parameter(torch.empty(*self.stack, self.out_features, n * r))
@@ -94,7 +94,7 @@ class MultiLoraLayer(BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def reset_parameters(self, adapter_name: str, *, init_weights: bool = True) -> None:
-        """Draw the adapter's parameters anew; see `MultiLoraConfig.init_weights`."""
+        """Initialise the adapter's parameters again; see `MultiLoraConfig.init_weights`."""
         A, B, scale = (getattr(self, name)[adapter_name] for name in self.adapter_layer_names)
         functional.init_branches_(A, B, scale, self.num_branches[adapter_name])
         if not init_weights:
@@ -106,9 +106,9 @@ class MultiLoraLayer(BaseTunerLayer):
         return A, B, scale, self.scaling_constant[adapter_name]
 
     def effective_factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """(A [..., n*r, d_in], B_eff [..., d_out, n*r]): the factors of a LoRA of rank n*r and factor 1.
+        """(A [..., n*r, d_in], B_eff [..., d_out, n*r]): the equivalent LoRA of rank n*r with a scaling of 1.
 
-        In the parameters' dtype, at least float32.
+        They have the parameters' dtype, but at least float32.
         """
         A, B, scale, c = self.branches(adapter_name)
         dtype = torch.promote_types(A.dtype, torch.float32)
@@ -118,7 +118,7 @@ class MultiLoraLayer(BaseTunerLayer):
         """Delta W in the layout of the base weight: [..., d_out, d_in], or its transpose if `transposed`.
 
         Raises:
-            AdapterError: there is no adapter of that name here.
+            AdapterError: this layer has no adapter of that name.
         """
         if adapter not in self.multilora_A:
             raise AdapterError(f"no adapter {adapter!r} on this layer; it has {sorted(self.multilora_A)}")
@@ -129,32 +129,32 @@ class MultiLoraLayer(BaseTunerLayer):
         """Add the adapters' updates to the base weight.
 
         Args:
-            safe_merge: check the merged weight for non-finite numbers before it replaces the old one.
-            adapter_names: the adapters to merge; the active ones when None.
+            safe_merge: check that the merged weight is finite before writing it.
+            adapter_names: the adapters to merge; by default, the active ones.
 
         Raises:
-            AdapterError: `safe_merge` met a non-finite number, or the base is quantised in a way that cannot be
-                merged into; this layer's base is unchanged.
+            AdapterError: `safe_merge` found a non-finite value, or the quantised base does not support merging; the
+                base weight of this layer is unchanged.
         """
         backend = self.quantization_backend
         if backend is not None and not backend.supports_merge:
             raise AdapterError(
-                f"a {backend.backend_name} layer cannot be merged into; export the adapter as a plain LoRA instead"
+                f"merging into a {backend.backend_name} layer is not supported; export the adapter as a plain LoRA"
             )
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.multilora_A]
-        if safe_merge:  # all of them before the first is written
+        if safe_merge:  # check all adapters before writing the first
             for name in names:
                 if not torch.isfinite(self._shifted_base_weight(name, +1)).all():
                     raise AdapterError(
                         f"NaNs detected in the merged weights. The adapter {name} seems to be broken; "
-                        "this layer's base was left as it was (unmerge_adapter undoes the layers before it)"
+                        "the base weight of this layer is unchanged (unmerge_adapter undoes the layers before it)"
                     )
         for name in names:
             self.set_base_weight(self._shifted_base_weight(name, +1))
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Take every merged adapter out of the base weight again."""
+        """Subtract all merged adapters from the base weight."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -166,7 +166,7 @@ class MultiLoraLayer(BaseTunerLayer):
     @torch.no_grad()
     def _shifted_base_weight(self, adapter_name: str, sign: int) -> Tensor:
         base = self.get_base_weight()
-        # Summed in float32 or better and rounded once, so that a bfloat16 base gets the nearest merged weight.
+        # Add in at least float32 and round once, so that a bfloat16 base gets the nearest merged weight.
         delta = self.get_delta_weight(adapter_name).to(base.device)
         dtype = torch.promote_types(base.dtype, delta.dtype)
         return (base.to(dtype) + sign * delta.to(dtype)).to(base.dtype)
@@ -191,12 +191,12 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
         self.update_layer(adapter_name, config=config, r=r, alpha=alpha)
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
-        """x [..., d_in] -> [..., d_out], the base plus every active adapter's update.
+        """x [..., d_in] -> [..., d_out], the base's output plus the updates of all active adapters.
 
-        `adapter_names` gives each row of the batch an adapter of its own (`"__base__"` for none), at inference.
+        `adapter_names` selects one adapter per row of the batch at inference (`"__base__"` for none).
 
         Raises:
-            AdapterError: `adapter_names` is not one per row, or adapters are merged.
+            AdapterError: the length of `adapter_names` is not the batch size, or adapters are merged.
         """
         if self.disable_adapters and self.merged:
             self.unmerge()
@@ -205,45 +205,46 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
         names = [name for name in self.active_adapters if name in self.multilora_A]
         if self.disable_adapters or self.merged or not names:
             return cast(Tensor, self.base_layer(x, *args, **kwargs))
-        first, *others = names
-        low = _as_autocast_would(x)  # once, for the base and for the branches
-        weight = fused.frozen_weight(self.base_layer, low) if fused.applies(x) and not (args or kwargs) else None
+        first, *remaining = names
+        cast_x = _autocast(x)  # once, for the base and the branches
+        weight = fused.frozen_weight(self.base_layer, cast_x) if fused.applies(x) and not (args or kwargs) else None
         if weight is not None:
             bias = cast("Tensor | None", self.base_layer.bias)
-            result = fused.linear_with_branches(low, weight, bias, *self.branches(first), dropout=self._dropout(first))
+            branches = self.branches(first)
+            result = fused.linear_with_branches(cast_x, weight, bias, *branches, dropout=self._dropout(first))
         else:
-            others = names
+            remaining = names
             self._check_base_has_backward(x)
             result = self.base_layer(x, *args, **kwargs)
-        for name in others:
-            result = self._add_branches(result, low, name)
+        for name in remaining:
+            result = self._add_branches(result, cast_x, name)
         return result
 
     def _check_base_has_backward(self, x: Tensor) -> None:
-        # bitsandbytes repacks a 4-bit layer for the CPU at its first call in eval mode; the product of that form has no
-        # backward, so the gradient of x would silently lack the base's part.
+        # bitsandbytes repacks a 4-bit layer at its first call in eval mode on the CPU. The repacked layer has no
+        # backward, so the gradient of x would silently lack the base's contribution.
         state = getattr(getattr(self.base_layer, "weight", None), "quant_state", None)
         if getattr(state, "packing_format_for_cpu", False) and x.requires_grad and torch.is_grad_enabled():
             raise AdapterError(
-                "this 4-bit base was evaluated on the CPU before, and bitsandbytes has repacked it into a form without "
-                "backward; load the base anew to train, and evaluate afterwards"
+                "this 4-bit base was evaluated on the CPU, for which bitsandbytes repacks it into a form without "
+                "backward; reload the base to train, and evaluate afterwards"
             )
 
     def _dropout(self, name: str) -> float:
-        """The probability in force: 0 outside training."""
+        """The current dropout probability: 0 outside training."""
         dropout = self.multilora_dropout[name]
         return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
     def _add_branches(self, result: Tensor, x: Tensor, name: str) -> Tensor:
         A, B, scale, c = self.branches(name)
-        fits = result.dtype == x.dtype and result.shape == (*x.shape[:-1], self.out_features)
-        if fused.applies(x) and fits:
+        same_form = result.dtype == x.dtype and result.shape == (*x.shape[:-1], self.out_features)
+        if fused.applies(x) and same_form:
             return fused.add_branches(result, x, A, B, scale, c, dropout=self._dropout(name))
         up = functional.effective_up_projection(B, scale, c)
         return result + functional.low_rank_forward(self.multilora_dropout[name](x), A, up).to(result.dtype)
 
     def _mixed_batch_forward(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        # The wording of these errors is PEFT's own.
+        # The messages of these errors are PEFT's.
         if len(adapter_names) != len(x):
             raise AdapterError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
@@ -256,26 +257,26 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
         result: Tensor = self.base_layer(x, *args, **kwargs)
         for name in dict.fromkeys(adapter_names):
             if name in self.multilora_A:
-                rows = [row for row, wanted in enumerate(adapter_names) if wanted == name]
+                rows = [row for row, row_adapter in enumerate(adapter_names) if row_adapter == name]
                 A, up = self.effective_factors(name)
                 result[rows] += functional.low_rank_forward(x[rows], A, up).to(result.dtype)
         return result
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """PEFT's own conversion (`peft.convert_to_lora`) applies; `multilora.export_lora` is exact and faster."""
+        """True: `peft.convert_to_lora` works, but `multilora.export_lora` is exact and faster."""
         return True
 
     def extra_repr(self) -> str:
-        """Names the quantisation of the base, if there is one."""
-        shown: str = quantization_extra_repr(self)
-        return shown
+        """Show the quantisation of the base, if any."""
+        text: str = quantization_extra_repr(self)
+        return text
 
     def __repr__(self) -> str:
         return "multilora." + super().__repr__()
 
 
-def _as_autocast_would(x: Tensor) -> Tensor:
-    """x in the autocast dtype where autocast is on; it leaves float64 alone."""
+def _autocast(x: Tensor) -> Tensor:
+    """x in the autocast dtype if autocast is enabled; like autocast, this does not cast float64."""
     device = x.device.type
     if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return x

@@ -1,4 +1,4 @@
-"""Puts MultiLoRA layers into a model, and checks that a checkpoint is whole."""
+"""Insert MultiLoRA layers into a model, and check that checkpoints are complete."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    AuxiliaryTrainingWrapper,
     get_quantization_kwargs,
     resolve_quantization_backend,
 )
-from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -31,7 +32,7 @@ def _pass_adapter_names(
 
 
 class MultiLoraModel(BaseTuner):
-    """A transformers (or plain torch) model whose targeted linear maps carry MultiLoRA branches."""
+    """A transformers or plain torch model with MultiLoRA branches on the targeted linear layers."""
 
     prefix = "multilora_"
     tuner_layer_cls = MultiLoraLayer
@@ -49,7 +50,7 @@ class MultiLoraModel(BaseTuner):
     ) -> None:
         r = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), current_key), config.r)
         alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), current_key))
-        # A wrapper of another parameter of the same module is wrapped in turn.
+        # A wrapper of another parameter of the same module gets wrapped again.
         if isinstance(target, MultiLoraLayer) and getattr(target, "parameter_name", None) == parameter_name:
             target.update_layer(adapter_name, config=config, r=r, alpha=alpha)
             return
@@ -59,7 +60,7 @@ class MultiLoraModel(BaseTuner):
         else:
             new = self._adapted_linear(config, adapter_name, target, current_key, r, alpha)
         if adapter_name not in self.active_adapters:
-            new.requires_grad_(False)  # a further adapter is not trained until it is made active
+            new.requires_grad_(False)  # another adapter is not trained until it is activated
         self._replace_module(parent, target_name, new, target)
 
     def _adapted_linear(
@@ -71,32 +72,32 @@ class MultiLoraModel(BaseTuner):
         linear = isinstance(inner, nn.Linear | Conv1D) or (backend is not None and backend.layer_type == "linear")
         if not linear:
             raise AdapterError(
-                f"cannot adapt {key!r}: it is a {type(inner).__name__}, and MultiLoRA adapts linear maps (nn.Linear, "
-                "transformers' Conv1D) and stacked experts (target_parameters). Name only linear modules in "
-                "target_modules, or use target_modules='all-linear'; to train this module whole, list it in "
-                "modules_to_save; embeddings of single tokens: trainable_token_indices"
+                f"cannot adapt {key!r}: it is a {type(inner).__name__}, and MultiLoRA adapts linear modules "
+                "(nn.Linear, transformers' Conv1D) and stacked experts (target_parameters). Name only linear modules "
+                "in target_modules, or use target_modules='all-linear'. To train this module fully, list it in "
+                "modules_to_save; to train the embeddings of a few tokens, use trainable_token_indices"
             )
         return MultiLoraLinear(target, adapter_name, config=config, r=r, alpha=alpha, **quantization)
 
     def _check_new_adapter_config(self, config: MultiLoraConfig) -> None:
         super()._check_new_adapter_config(config)
-        # Which parameter a wrapper's branches belong to is told by its place in the nesting alone.
-        wanted = set(config.target_parameters or ())
+        # Only the nesting depth of a wrapper tells which parameter its branches belong to.
+        parameters = set(config.target_parameters or ())
         for name, other in self.peft_config.items():
-            others = set(getattr(other, "target_parameters", None) or ())
-            if other is not config and wanted and others and wanted != others:
+            other_parameters = set(getattr(other, "target_parameters", None) or ())
+            if other is not config and parameters and other_parameters and parameters != other_parameters:
                 raise AdapterError(
-                    f"target_parameters is {sorted(wanted)}, but adapter {name!r} has {sorted(others)}; adapters on "
-                    "one model must name the same parameters"
+                    f"target_parameters is {sorted(parameters)}, but adapter {name!r} has {sorted(other_parameters)}; "
+                    "all adapters of a model must name the same parameters"
                 )
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's own also copies weight and device; our layers hold the base as it is and place their own parameters.
+        # PEFT's version also copies weight and device; MultiLoRA layers keep the base and place their own parameters.
         setattr(parent, child_name, new_module)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT calls this around forward and generate: hands `adapter_names` down to the layers, row by row."""
+        """PEFT calls this around forward and generate: passes `adapter_names` to the layers, one per row."""
         names = kwargs.pop("adapter_names", None)
         if names is None:
             yield
@@ -110,16 +111,16 @@ class MultiLoraModel(BaseTuner):
         if unknown:
             raise AdapterError(
                 f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; "
-                f"there are {', '.join(sorted(known))}"
+                f"the model has {', '.join(sorted(known))}"
             )
         beams = kwargs.get("num_beams") or 1
         repeated = [name for name in names for _ in range(beams)]
         encoder = self.model.get_encoder() if hasattr(self.model, "get_encoder") else None
-        # An encoder runs once per row, the decoder once per beam; without an encoder, transformers returns the model.
-        once = set() if encoder is None or encoder is self.model else set(encoder.modules())
+        # An encoder sees each row once, a decoder once per beam. Without an encoder, `get_encoder` returns the model.
+        encoder_modules = set() if encoder is None or encoder is self.model else set(encoder.modules())
         handles = [
             module.register_forward_pre_hook(
-                partial(_pass_adapter_names, names if module in once else repeated), with_kwargs=True
+                partial(_pass_adapter_names, names if module in encoder_modules else repeated), with_kwargs=True
             )
             for module in self.modules()
             if isinstance(module, MultiLoraLayer | AuxiliaryTrainingWrapper)
@@ -137,7 +138,7 @@ class MultiLoraModel(BaseTuner):
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        # PEFT only warns about missing keys, and an adapter without its scales silently is the base model.
+        # PEFT only warns about missing keys, and an adapter without its scales has no effect.
         expected = {
             f"{name}.{part}.{adapter_name}": getattr(module, part)[adapter_name].shape
             for name, module in model.named_modules()
@@ -148,18 +149,17 @@ class MultiLoraModel(BaseTuner):
         if missing:
             raise AdapterError(
                 f"the checkpoint of adapter {adapter_name!r} lacks {len(missing)} of {len(expected)} parameters "
-                f"({_some(missing)}); without them it would silently be another adapter. Save it again with "
-                "save_pretrained"
+                f"({_some(missing)}), without which it would be a different adapter; save it again with save_pretrained"
             )
-        wrong = [
+        mismatches = [
             f"{key} is {list(remapped[key].shape)}, expected {list(shape)}"
             for key, shape in expected.items()
             if remapped[key].shape != shape
         ]
-        if wrong:
+        if mismatches:
             raise AdapterError(
-                f"the checkpoint of adapter {adapter_name!r} has {len(wrong)} of {len(expected)} parameters in another "
-                f"shape ({_some(wrong)}); load it with the config it was saved with, on the same base"
+                f"the checkpoint of adapter {adapter_name!r} has {len(mismatches)} of {len(expected)} parameters in "
+                f"another shape ({_some(mismatches)}); load it with the config and the base it was saved with"
             )
         return remapped
 

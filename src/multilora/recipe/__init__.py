@@ -1,4 +1,4 @@
-"""The recipe: every option of a run in one validated object; `Recipe.load` reports all problems at once."""
+"""The recipe: every option of a run in one validated object; `Recipe.load` reports all problems together."""
 
 from multilora.recipe.load import Recipe
 from multilora.recipe.schema import (

@@ -1,4 +1,4 @@
-"""The built-in tasks by name. A task with any other name is the user's own."""
+"""The built-in tasks by name. Any other name is a task of your own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class BuiltInTask(NamedTuple):
-    """reference: the class or function that makes the task, as `module:name`; about: what it is, for a list."""
+    """reference: the class or function that makes the task, as `module:name`; about: a short description."""
 
     reference: str
     about: str
@@ -42,7 +42,7 @@ BUILT_IN: dict[str, BuiltInTask] = {
 
 
 def built_in(name: str) -> BuiltInTask | None:
-    """The entry for a task name, if it is built in; `mmlu/astronomy` has that of `mmlu/<subject>`."""
+    """The entry of a built-in task, or None; names such as `mmlu/astronomy` match `mmlu/<subject>`."""
     if name in BUILT_IN:
         return BUILT_IN[name]
     family, slash, member = name.partition("/")

@@ -1,4 +1,4 @@
-"""What can be known about a recipe before anything is loaded: every problem at once, each with what to do."""
+"""Checks of a recipe before anything is loaded: they list every problem and how to fix it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from multilora.recipe.training_keys import check_training
 
 
 def check_sections(values: Any) -> list[str]:
-    """The checks of those sections that are valid by themselves, for a recipe in which another one is not."""
+    """Check the valid sections of a recipe that has an invalid one; returns the problems."""
     problems: list[str] = []
     for index, item in enumerate(values.get("tasks") if isinstance(values.get("tasks"), list) else []):
         with suppress(ValidationError):
@@ -32,7 +32,7 @@ def check_sections(values: Any) -> list[str]:
 
 
 def check_recipe(recipe: RecipeSchema) -> list[str]:
-    """Everything that can be wrong with a recipe whose keys and values have the right types."""
+    """Check a recipe whose keys and types are valid; returns the problems."""
     problems = list(_check_model(recipe.model))
     for index, section in enumerate(recipe.tasks):
         problems += check_task(index, section)
@@ -103,7 +103,7 @@ def _check_model(section: ModelSection) -> Iterator[str]:
 def _check_names_and_weights(recipe: RecipeSchema) -> Iterator[str]:
     names = [section.name for section in recipe.tasks]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"tasks: the name {name!r} is used {names.count(name)} times; give each task its own"
+        yield f"tasks: the name {name!r} is used {names.count(name)} times; give each task another name"
     for index, section in enumerate(recipe.tasks):
         where = f"tasks.{index} ({section.name})"
         if recipe.mixture.strategy == "weights" and section.weight is None:

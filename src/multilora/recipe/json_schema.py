@@ -1,4 +1,4 @@
-"""The JSON Schema of a recipe, for editors: our keys, and those of `TrainingArguments` and the adapter methods."""
+"""The JSON Schema of recipes, for editors, including the keys of `TrainingArguments` and the adapter methods."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from multilora.recipe.schema import AdapterSection, RecipeSchema
 from multilora.recipe.training_keys import FIXED, field_types
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-# Set by PEFT or by us; not for a recipe.
+# Set by PEFT or multilora, not in a recipe.
 _INTERNAL = {"peft_type", "task_type", "auto_mapping", "peft_version", "inference_mode", "base_model_name_or_path"}
 
 
 def recipe_json_schema() -> dict[str, Any]:
-    """The schema with what the installed transformers and PEFT accept; a misspelt key is invalid against it."""
+    """The schema for the installed versions of transformers and PEFT; it rejects misspelt keys."""
     schema = RecipeSchema.model_json_schema()
     properties, definitions = schema["properties"], schema["$defs"]
     properties["model"] = {
@@ -34,20 +34,22 @@ def _training_properties() -> dict[str, Any]:
     for name, annotation in field_types().items():
         if name in FIXED:
             continue
-        described = TypeAdapter(annotation).json_schema()
-        # The values of an enum stand in place of a reference to its definition.
-        definitions = described.pop("$defs", {})
-        if "$ref" in described:
-            described = definitions[described["$ref"].rpartition("/")[2]]
-        properties[name] = described
-        if described.get("type") == "number":
-            # YAML 1.1 reads 1e-3 as text; it is accepted.
-            properties[name] = {"anyOf": [described, {"type": "string", "pattern": r"^[+-]?\d*\.?\d*([eE][+-]?\d+)?$"}]}
+        value_schema = TypeAdapter(annotation).json_schema()
+        # Inline the values of an enum instead of referring to its definition.
+        definitions = value_schema.pop("$defs", {})
+        if "$ref" in value_schema:
+            value_schema = definitions[value_schema["$ref"].rpartition("/")[2]]
+        properties[name] = value_schema
+        if value_schema.get("type") == "number":
+            # YAML 1.1 reads 1e-3 as text, which recipes accept as a number.
+            properties[name] = {
+                "anyOf": [value_schema, {"type": "string", "pattern": r"^[+-]?\d*\.?\d*([eE][+-]?\d+)?$"}]
+            }
     return properties
 
 
 def _adapter_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """The adapter section: which options there are depends on the method."""
+    """The adapter section, whose options depend on the method."""
     methods = sorted(name for name in [*config_classes(), FULL] if name not in unsupported_methods())
     method = {**schema["properties"]["method"], "enum": methods}
     cases = []
@@ -70,10 +72,10 @@ def _is_method(name: str) -> dict[str, Any]:
 
 
 def _option(method: str, key: str) -> Any:
-    """What PEFT says of an option, if anything; its types are checked when the recipe is loaded."""
+    """The schema of an option: PEFT's description, if any. Types are checked when the recipe is loaded."""
     if method == FULL:
         return True
     fields = {item.name: item for item in dataclasses.fields(config_classes()[method])}
     text = fields[key].metadata.get("help")
-    # PEFT has help texts that are tuples, by a stray comma.
+    # Some of PEFT's help texts are tuples because of a stray comma.
     return {"description": text if isinstance(text, str) else "".join(text)} if text else True

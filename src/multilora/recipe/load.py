@@ -1,4 +1,4 @@
-"""Reading recipes: from YAML, a mapping or another recipe, with overrides, all problems reported together."""
+"""Load recipes from YAML, a mapping or another recipe, apply overrides and report all problems together."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from multilora.references import absolute_reference, is_reference
 
 
 class Recipe(RecipeSchema):
-    """One run. `Recipe.load` also checks paths and the options that belong to other libraries.
+    """The options of a run. `Recipe.load` also checks paths and the options of other libraries.
 
-    Relative paths are relative to the current directory; a loaded recipe holds absolute ones, so that its run can be
-    read from anywhere.
+    Relative paths are relative to the current directory. A loaded recipe has absolute paths, so that its run can be
+    used from any directory.
     """
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Recipe:
-        """A checked recipe. Names and types are checked; no model, data or device is touched.
+        """Load a recipe and check its names and types, without loading a model or data or choosing a device.
 
         Args:
             source: path of a YAML file, its content as a mapping, or a recipe
-            overrides: `key.of.value=value` strings; items of a list by index (`tasks.0.weight=2`)
+            overrides: `key.subkey=value` strings; list items by index (`tasks.0.weight=2`)
 
         Raises:
             RecipeError: with every problem: unknown or missing keys, wrong values, missing files, options that the
@@ -54,7 +54,7 @@ class Recipe(RecipeSchema):
     def read(
         cls, source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = ()
     ) -> tuple[Any, list[str]]:
-        """(values of the recipe with overrides applied, problems with the overrides); nothing else is checked.
+        """Read a recipe unchecked; returns (its values with overrides applied, problems with the overrides).
 
         Raises:
             RecipeError: the file cannot be read.
@@ -70,7 +70,7 @@ class Recipe(RecipeSchema):
 
     @classmethod
     def read_saved(cls, path: Path) -> Recipe:
-        """The recipe that a run was made with. It is not checked again: its data may be gone.
+        """Read the recipe saved by a run. Only keys and types are checked, because the data may be gone.
 
         Raises:
             RecipeError: the file cannot be read, or is damaged.
@@ -81,7 +81,7 @@ class Recipe(RecipeSchema):
             raise RecipeError([_describe(cls, item) for item in error.errors()], str(path)) from None
 
     def _with_references_in(self, folder: Path) -> Recipe:
-        """The same recipe, its own tasks and metrics in Python named by absolute paths if they are in `folder`."""
+        """The recipe with absolute references to the Python tasks and metrics that are in `folder`."""
 
         def reference(value: str | None) -> str | None:
             return absolute_reference(value, folder) if value is not None and is_reference(value) else value
@@ -118,12 +118,12 @@ def _read_yaml(path: Path) -> Any:
     except yaml.YAMLError as error:
         raise RecipeError([f"is not YAML: {' '.join(str(error).split())}"], str(path)) from None
     if not isinstance(values, dict):
-        raise RecipeError([f"holds {type(values).__name__}, expected keys such as `model:` and `tasks:`"], str(path))
+        raise RecipeError([f"is {type(values).__name__}, expected keys such as `model:` and `tasks:`"], str(path))
     return values
 
 
 def _apply_override(values: Any, override: str) -> str | None:
-    """Set one `a.b=v` in `values`; returns the problem if that is impossible."""
+    """Apply one `a.b=v` to `values` in place; returns the problem, if any."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         return f"--set {override}: expected key=value, such as training.max_steps=100"
@@ -147,7 +147,7 @@ def _apply_override(values: Any, override: str) -> str | None:
             if is_last:
                 node[part] = value
             else:
-                # `model: nano` and --set model.dtype=float32 go together.
+                # `model: nano` can be combined with --set model.dtype=float32.
                 if part == "model" and isinstance(node.get(part), str):
                     node[part] = {"name_or_path": node[part]}
                 node = node.setdefault(part, {})
@@ -157,7 +157,7 @@ def _apply_override(values: Any, override: str) -> str | None:
 
 
 def _describe(root: type[BaseModel], error: Any) -> str:
-    """One pydantic error as a line in our own words."""
+    """Describe a pydantic error in one line."""
     location = list(error["loc"])
     path = ".".join(str(part) for part in location)
     kind = error["type"]

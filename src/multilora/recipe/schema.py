@@ -1,7 +1,7 @@
 """Every key of a recipe: its type, its default and what it means.
 
-This module needs neither torch nor transformers. `multilora.recipe.load` reads recipes, and `multilora.recipe.checks`
-checks what a type alone cannot say.
+This module imports neither torch nor transformers. `multilora.recipe.load` loads recipes, and `multilora.recipe.checks`
+checks what types cannot express.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class ModelSection(Section):
         "none", description="bitsandbytes quantization of the frozen linear layers (4bit: nf4); they compute in dtype"
     )
     attn_implementation: str | None = Field(
-        None, description="eager, sdpa, flash_attention_2, ...; by default what transformers chooses"
+        None, description="eager, sdpa, flash_attention_2, ...; by default, transformers chooses"
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     trust_remote_code: bool = Field(False, description="run code from the model's hub repository")
 
 
 class AdapterSection(BaseModel):
-    """What is trained: `multilora`, any other PEFT method, or `full`; all other keys are options of that method."""
+    """What is trained: `multilora`, any other PEFT method, or `full`. The other keys are options of that method."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -48,19 +48,19 @@ class AdapterSection(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The method's own options, as written."""
+        """The options of the method, as written in the recipe."""
         return dict(self.__pydantic_extra__ or {})
 
 
-# Keys that describe your own data; built-in tasks do not take them.
+# Keys that describe your own data; built-in tasks do not accept them.
 OWN_DATA = ("prompt", "response", "messages", "tools", "question", "answer", "choices", "metric")
 
 
 class TaskSection(Section):
     """One task of the mixture; `multilora tasks` lists the built-in names, any other name is your own data.
 
-    Your own data takes one of three forms: `prompt` and `response` (with `choices` if the response is one of a few);
-    `messages` (and `tools`); `question`, `choices` and `answer`. Or `task` names a Python class that reads it.
+    Your own data has one of three forms: `prompt` and `response` (and `choices` for a fixed set of responses);
+    `messages` (and `tools`); or `question`, `choices` and `answer`. Or `task` names a Python class that reads the data.
     """
 
     name: str = Field(description="a built-in task, or a name of your choice")
@@ -73,7 +73,9 @@ class TaskSection(Section):
     split: str | None = Field(
         None, min_length=1, description="name of the training split of a hub dataset, or of its file in a folder"
     )
-    eval_split: str | None = Field(None, min_length=1, description="name of the evaluation split, likewise")
+    eval_split: str | None = Field(
+        None, min_length=1, description="name of the evaluation split, or of its file in a folder"
+    )
     weight: float | None = Field(None, gt=0, description="share of the mixture, with `mixture.strategy: weights`")
     max_examples: int | None = Field(None, ge=1, description="maximum number of training examples")
     holdout: float = Field(
@@ -102,7 +104,7 @@ class TaskSection(Section):
     @field_validator("choices", mode="before")
     @classmethod
     def _texts_or_field_name(cls, value: Any) -> Any:
-        """One message for both types, instead of one for each."""
+        """Report one problem for the union, instead of one for each of its types."""
         if value is None or (isinstance(value, str) and value):
             return value
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
@@ -113,7 +115,7 @@ class TaskSection(Section):
 
     @property
     def own_data_keys(self) -> list[str]:
-        """The keys for your own data that are set."""
+        """The keys of `OWN_DATA` that are set."""
         return [name for name in OWN_DATA if getattr(self, name) is not None]
 
 
@@ -123,10 +125,10 @@ class MixtureSection(Section):
     strategy: Literal["proportional", "equal", "temperature", "weights"] = Field(
         "proportional", description="shares by size, all equal, size^(1/temperature), or each task's `weight`"
     )
-    temperature: float | None = Field(None, ge=1, description="of `strategy: temperature`; 1 is proportional")
-    unit: Literal["examples", "tokens", "trained_tokens"] = Field(
-        "examples", description="what sizes and shares are measured in"
+    temperature: float | None = Field(
+        None, ge=1, description="temperature of `strategy: temperature`; 1 is proportional"
     )
+    unit: Literal["examples", "tokens", "trained_tokens"] = Field("examples", description="unit of sizes and shares")
     total_examples: int | None = Field(
         None, ge=1, description="length of training in examples, instead of training.max_steps"
     )
@@ -134,7 +136,7 @@ class MixtureSection(Section):
         None, ge=1, description="length of training in tokens, instead of training.max_steps"
     )
     order: Literal["balanced", "shuffled"] = Field(
-        "balanced", description="keep the shares in every stretch of training, or shuffle freely"
+        "balanced", description="keep the shares throughout training, or shuffle freely"
     )
     homogeneous_batches: bool = Field(False, description="fill every optimizer step from a single task")
     seed: int = Field(0, description="seed of the order of the examples")
@@ -144,9 +146,9 @@ class DataSection(Section):
     """How examples become tokens."""
 
     max_length: int | None = Field(
-        None, ge=8, description="tokens per row; by default the model's positions, at most 1024"
+        None, ge=8, description="tokens per row; by default the model's maximum, but at most 1024"
     )
-    packing: bool = Field(False, description="put several examples into one row; they cannot attend to each other")
+    packing: bool = Field(False, description="pack several examples into one row; they cannot attend to each other")
     loss_on: Literal["responses", "all"] = Field("responses", description="which tokens are trained on")
     template: Literal["auto", "chat", "instruction", "question"] = Field(
         "auto", description="the tokenizer's chat template or a plain one; auto: chat if the tokenizer has a template"
@@ -175,10 +177,11 @@ class LossSection(Section):
     """The loss of an optimizer step, over all its accumulated batches and processes."""
 
     weighting: Literal["token", "example", "task"] = Field(
-        "token", description="what has equal weight: every trained token, every example, or every task in the step"
+        "token", description="what gets equal weight in a step: every trained token, every example, or every task"
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="what to do at a step whose loss or gradient norm is not finite: stop, or skip and count it"
+        "stop",
+        description="what to do if the loss or gradient norm of a step is not finite: stop, or skip and count it",
     )
 
 
@@ -188,7 +191,9 @@ class EvaluationSection(Section):
     max_examples: int = Field(500, ge=1, description="evaluation examples per task")
     batch_size: int = Field(32, ge=1, description="sequences per forward pass")
     max_new_tokens: int = Field(256, ge=1, description="maximum length of a generated response, in tokens")
-    every: int | None = Field(None, ge=1, description="evaluate during training, every this many optimizer steps")
+    every: int | None = Field(
+        None, ge=1, description="evaluate every this many optimizer steps during training; by default, never"
+    )
     max_examples_during: int = Field(100, ge=1, description="evaluation examples per task during training")
     best_by: str = Field("macro", description="how evaluations are compared: macro, worst, or the name of a task")
     keep: Literal["last", "best"] = Field("last", description="which weights the run ends with")
@@ -196,7 +201,7 @@ class EvaluationSection(Section):
 
 
 class RecipeSchema(Section):
-    """A whole recipe, as data; `multilora.Recipe` also loads and checks it."""
+    """A complete recipe, as data; `multilora.Recipe` also loads and checks it."""
 
     model: ModelSection = Field(description="the base model; `model: NAME` is short for `model: {name_or_path: NAME}`")
     adapter: AdapterSection = Field(default_factory=AdapterSection)
@@ -217,10 +222,10 @@ class RecipeSchema(Section):
         return values
 
     def values(self) -> dict[str, Any]:
-        """The recipe as plain values that make the same recipe again.
+        """The recipe as plain values, from which the same recipe can be loaded.
 
-        Keys of ours that are unset are left out. A null among the options of the adapter method or of
-        `TrainingArguments` is kept: it can differ from the default.
+        Keys that are None are left out, except among the options of the adapter method and of `TrainingArguments`,
+        where None can differ from the default.
         """
         values = self.model_dump(exclude_none=True)
         values["adapter"] = {"method": self.adapter.method, **copy.deepcopy(self.adapter.options)}
@@ -232,5 +237,5 @@ class RecipeSchema(Section):
         return values
 
     def dump_yaml(self) -> str:
-        """`values` as YAML."""
+        """The recipe as YAML, see `values`."""
         return yaml.safe_dump(self.values(), sort_keys=False, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""What can be said about one task of a recipe before its data is read."""
+"""Checks of one task of a recipe before its data is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from multilora.recipe.schema import HUB_PREFIX, TaskSection
 from multilora.references import load_reference
 
 _HUB_NAME = re.compile(re.escape(HUB_PREFIX) + r"[\w.-]+(/[\w.-]+)?(:[\w. -]+)?")
-# The forms of your own data: the keys that tell which it is, and those that it needs.
+# The forms of your own data: the keys that identify a form, and the keys that a form needs.
 FORMS: dict[str, tuple[str, ...]] = {
     "text": ("prompt", "response"),
     "chat": ("messages", "tools"),
@@ -29,7 +29,7 @@ FORM_NEEDS: dict[str, tuple[str, ...]] = {
 
 
 def check_task(index: int, section: TaskSection) -> Iterator[str]:
-    """Everything that can be wrong with one task."""
+    """Check a task; yields the problems."""
     where = f"tasks.{index} ({section.name})"
     yield from _check_paths(where, section)
     if section.task is not None:
@@ -49,13 +49,13 @@ def _check_built_in(where: str, section: TaskSection) -> Iterator[str]:
         if section.on_error != "raise":
             yield f"{where}: on_error: this task is generated and has no bad records; leave on_error out"
     for key in section.own_data_keys:
-        yield f"{where}: {key} is for your own data; the built-in task {section.name!r} has its own"
+        yield f"{where}: {key} is for your own data; the built-in task {section.name!r} sets it, so leave it out"
 
 
 def _check_python_task(where: str, section: TaskSection) -> Iterator[str]:
     for key in section.own_data_keys:
         if key != "metric":
-            yield f"{where}: {key} goes with data described in the recipe; `task` reads its data in Python"
+            yield f"{where}: {key} cannot be combined with `task`, which reads its data in Python; leave it out"
     try:
         load_reference(section.task or "")
     except InputError as error:
@@ -89,7 +89,7 @@ def _check_own_data(where: str, section: TaskSection) -> Iterator[str]:
 
 
 def _check_paths(where: str, section: TaskSection) -> Iterator[str]:
-    """Do paths and splits exist, and do they go together?"""
+    """Check that paths exist and that paths and splits can be combined."""
     for key in ("path", "eval_path"):
         value = getattr(section, key)
         if value is None:
@@ -115,18 +115,18 @@ def _check_paths(where: str, section: TaskSection) -> Iterator[str]:
 
 
 def _check_form(where: str, section: TaskSection, form: str) -> Iterator[str]:
-    """What does not go together within one form of your own data."""
+    """Check the combination of keys within one form of your own data."""
     metric, choices = section.metric, section.choices
     if form == "chat":
         if choices is not None:
-            yield f"{where}: choices do not go with messages; leave them out, or use question, choices and answer"
+            yield f"{where}: choices cannot be combined with messages; leave them out, or use question and answer"
         if metric not in (None, "none"):
             yield f"{where}: metric {metric}: chats are scored by their loss; leave metric out or set it to none"
         return
     if form == "text" and isinstance(choices, str):
         yield (
-            f"{where}: choices {choices!r} names a field, which goes with question and answer; with prompt and "
-            "response list the possible responses"
+            f"{where}: choices {choices!r} names a field, which needs question and answer; with prompt and response, "
+            "list the possible responses"
         )
     if form == "text" and isinstance(choices, list):
         repeated = sorted({choice for choice in choices if choices.count(choice) > 1})
@@ -136,7 +136,7 @@ def _check_form(where: str, section: TaskSection, form: str) -> Iterator[str]:
 
 
 def _check_metric(where: str, section: TaskSection, answers: str | None = None) -> Iterator[str]:
-    """Does the metric exist, is what it imports installed, and does it score this kind of answer?"""
+    """Check that the metric exists, that its package is installed, and that it scores this kind of answer."""
     if section.metric is None or section.metric == "none":
         return
     try:

@@ -1,6 +1,6 @@
-"""The keys of `training:` against `transformers.TrainingArguments`: names and types, without making one.
+"""Check the names and types of `training:` against `transformers.TrainingArguments`, without creating one.
 
-Making one would choose a device and start process groups, so that happens once, when training is prepared.
+Creating one chooses a device and starts process groups, so that happens only once, when training is prepared.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from pydantic import TypeAdapter, ValidationError
 
 from multilora.errors import nearest
 
-# What the run itself decides, and why.
+# Arguments that multilora sets itself -> why.
 FIXED = {
-    "output_dir": "it is the recipe's own output_dir",
+    "output_dir": "use the recipe's output_dir",
     "remove_unused_columns": "task ids must reach the loss",
     "disable_tqdm": "multilora shows its own progress on stderr",
-    "auto_find_batch_size": "the plan is made for one batch size",
-    "train_sampling_strategy": "the plan is the order",
-    "data_seed": "mixture.seed is the seed of the order",
+    "auto_find_batch_size": "the plan depends on the batch size",
+    "train_sampling_strategy": "the plan sets the order",
+    "data_seed": "use mixture.seed",
     "label_smoothing_factor": "the loss is the plain cross-entropy per task",
     "resume_from_checkpoint": "use `--resume`, or train(..., resume=True)",
-    "eval_strategy": "evaluation.every turns on evaluation during training",
-    "load_best_model_at_end": "evaluation.keep says which weights a run ends with",
+    "eval_strategy": "use evaluation.every",
+    "load_best_model_at_end": "use evaluation.keep",
 }
 _PLAIN = (bool, int, float, str, dict, list, type(None))
 
 
 @functools.cache
 def field_types() -> dict[str, Any]:
-    """Name -> annotated type of every argument of `TrainingArguments`; `Any` for types of other libraries."""
+    """Name -> annotated type of every argument of `TrainingArguments`; `Any` for types that are not checked."""
     from transformers import TrainingArguments
 
     hints = typing.get_type_hints(TrainingArguments)
@@ -43,7 +43,7 @@ def field_types() -> dict[str, Any]:
 
 
 def _checkable(annotation: Any) -> Any:
-    """The annotation with `Enum | str` narrowed to the enum, which is what transformers accepts."""
+    """The annotation with `Enum | str` narrowed to the enum, since transformers accepts only its values."""
     members = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
     enums = [member for member in members if isinstance(member, type) and issubclass(member, enum.Enum)]
     if enums:
@@ -57,10 +57,10 @@ def _is_union(annotation: Any) -> bool:
 
 
 def typed(name: str, value: Any) -> Any:
-    """A value as its argument wants it: YAML reads `1e-3` as text, and it becomes a number here.
+    """Convert a value to the type of its argument; YAML reads `1e-3` as text, which becomes a number.
 
     Raises:
-        ValueError: of the wrong type; says what was expected.
+        ValueError: the value has the wrong type; says what was expected.
     """
     annotation = field_types()[name]
     numeric = annotation in (int, float) or {int, float} & set(typing.get_args(annotation))
@@ -88,7 +88,7 @@ def _expected(annotation: Any) -> str:
 
 
 def check_training(training: Mapping[str, Any]) -> list[str]:
-    """Every key that is unknown, set by multilora itself, or of the wrong type."""
+    """Check the keys of `training:`; returns a problem for each that is unknown, of the wrong type or not settable."""
     known = field_types()
     problems = []
     for name, value in training.items():

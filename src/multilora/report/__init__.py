@@ -1,1 +1,1 @@
-"""Reports in HTML: one file each, figures inside, nothing loaded from elsewhere."""
+"""HTML reports: self-contained files with embedded figures."""

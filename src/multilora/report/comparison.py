@@ -1,4 +1,4 @@
-"""The report of a comparison: its table, its figures, and what it was made with."""
+"""Report of a comparison: table, figures, recipe and environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from multilora.study.compare import Comparison, mean_loss, mean_value
 
 
 def write_report(comparison: Comparison, path: Path) -> None:
-    """Write the report as one HTML file."""
+    """Write the report of a comparison as one HTML file."""
     environment = Environment(
         loader=PackageLoader("multilora.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -41,8 +41,8 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "rows": rows,
         "plan": comparison.plan.as_dict(),
         "examples": [(name, comparison.plan.rendered(name)) for name in comparison.plan.task_names],
-        "spectra": _embedded(comparison.spectra_figure),
-        "losses": _embedded(comparison.losses_figure),
+        "spectra": _base64(comparison.spectra_figure),
+        "losses": _base64(comparison.losses_figure),
         "recipe": comparison.recipe.dump_yaml(),
         "environment": json.loads((first / "environment.json").read_text(encoding="utf-8")),
     }
@@ -66,5 +66,5 @@ def _row(
     }
 
 
-def _embedded(figure: Path) -> str:
+def _base64(figure: Path) -> str:
     return base64.b64encode(figure.read_bytes()).decode("ascii")

@@ -1,1 +1,1 @@
-"""Runs: training and evaluating a recipe, and the directory that holds the result."""
+"""Runs: train and evaluate recipes, and the run directory."""

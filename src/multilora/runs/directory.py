@@ -1,9 +1,9 @@
-"""A run is a directory that a person can read.
+"""The run directory, in human-readable formats.
 
-recipe.yaml         as resolved, absolute paths          environment.json   versions, seed, commit
-plan/               the order of all training examples   metrics.jsonl      one line per log, loss per task
-adapter/ | model/   what was trained (model/ for `full`) train.json         steps, seconds, parameters
-checkpoints/        what `--resume` goes on from         eval.json          per task, before and after
+recipe.yaml         resolved recipe, absolute paths      environment.json   versions, seeds, commit
+plan/               all training examples, in order      metrics.jsonl      one line per log, loss per task
+adapter/ | model/   trained weights (model/ for `full`)  train.json         steps, seconds, parameters
+checkpoints/        used by `--resume`                   eval.json          scores before and after, per task
 evaluations.jsonl   scores during training               analysis/          spectra and figures
 best-<step>/        weights of the best evaluation
 """
@@ -29,38 +29,38 @@ class Run:
         path: the run directory
 
     Raises:
-        RunDirectoryError: it is not one, it is damaged, or its training did not finish.
+        RunDirectoryError: not a run directory, damaged, or its training did not finish.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not (self.path / RECIPE_FILE).is_file():
-            raise RunDirectoryError(f"{self.path}: no {RECIPE_FILE} here; give the output_dir of a training run")
+            raise RunDirectoryError(f"{self.path}: no {RECIPE_FILE} here; expected the output_dir of a training run")
         if not self.weights.is_dir():
             raise RunDirectoryError(
-                f"{self.path}: no {self.weights.name}/ here, so its training did not finish; go on with "
+                f"{self.path}: no {self.weights.name}/ here, so its training did not finish; resume it with "
                 "`multilora train RECIPE --resume`"
             )
 
     @property
     def recipe(self) -> Recipe:
-        """The run's recipe, not checked again (its data may be gone)."""
+        """The resolved recipe; not checked again, since its data may be gone."""
         return saved_recipe(self.path)
 
     @property
     def weights(self) -> Path:
-        """The folder of what was trained: an adapter, or a whole model for `full`."""
+        """The folder of the trained weights: an adapter, or the full model for `full`."""
         return weights_folder(self.path, self.recipe.adapter.method)
 
     @property
     def training(self) -> dict[str, Any]:
-        """What `train.json` says: steps, seconds, parameters."""
+        """The content of `train.json`: steps, seconds, parameters."""
         value: dict[str, Any] = _read_json(self.path / FACTS_FILE)
         return value
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """The lines of `metrics.jsonl`; a number that was not finite is None."""
+        """The lines of `metrics.jsonl`; values that were not finite are None."""
         try:
             text = (self.path / METRICS_FILE).read_text(encoding="utf-8")
             return [json.loads(line) for line in text.splitlines()]
@@ -68,21 +68,21 @@ class Run:
             raise _damaged(self.path / METRICS_FILE, error) from None
 
     def load_tokenizer(self) -> Any:
-        """The base's tokenizer."""
+        """Load the tokenizer of the base."""
         return load_tokenizer(self.recipe.model)
 
     def load_base(self, *, quantized: bool = True) -> Any:
-        """The base model as it was before training, in the precision it was trained on.
+        """Load the base model as it was before training, in the precision used for training.
 
         Args:
-            quantized: False: in `model.dtype`, even if it was quantized for training
+            quantized: if False, load it in `model.dtype` even if it was quantized for training
         """
         recipe = self.recipe
         section = recipe.model if quantized else recipe.model.model_copy(update={"quantization": "none"})
         return load_base(section, trainable=recipe.adapter.method == FULL)
 
     def load_model(self, *, quantized: bool = True) -> Any:
-        """The trained model: a `PeftModel`, or the whole model for `full`; `quantized` as in `load_base`."""
+        """Load the trained model: a `PeftModel`, or the full model for `full`; `quantized` as in `load_base`."""
         recipe = self.recipe
         if recipe.adapter.method == FULL:
             return load_base(recipe.model, trainable=True, source=str(self.weights))
@@ -97,36 +97,36 @@ class Run:
 
 
 def saved_recipe(path: Path) -> Recipe:
-    """The recipe that a run directory was made with.
+    """Load the recipe of a run directory.
 
     Raises:
-        RunDirectoryError: it cannot be read.
+        RunDirectoryError: the recipe cannot be read.
     """
     try:
         return Recipe.read_saved(path / RECIPE_FILE)
     except RecipeError as error:
         raise RunDirectoryError(
-            f"{error}\nthis run is damaged; restore its {RECIPE_FILE}, or train again in a new output_dir"
+            f"{error}\nthis run is damaged; restore its {RECIPE_FILE}, or train again with a new output_dir"
         ) from None
 
 
 def weights_folder(path: Path, method: str) -> Path:
-    """Where a run keeps what it trained."""
+    """Return the folder of a run's trained weights."""
     return path / ("model" if method == FULL else "adapter")
 
 
 def check_free(path: Path) -> None:
-    """Refuse a path at which something would be overwritten.
+    """Check that nothing would be overwritten at a path.
 
     Raises:
-        RunDirectoryError: the path is a file or a folder that is not empty.
+        RunDirectoryError: the path is a file or a non-empty folder.
     """
     if path.is_file():
         raise RunDirectoryError(f"{path}: is a file; choose a new folder")
     if path.is_dir() and any(path.iterdir()):
         if (path / RECIPE_FILE).exists():
             raise RunDirectoryError(
-                f"{path}: already holds a run; choose another folder, remove this one, or go on with this run "
+                f"{path}: already holds a run; choose another folder, remove this one, or resume this run "
                 "(`multilora train RECIPE --resume`)"
             )
         raise RunDirectoryError(f"{path}: is not empty; choose another folder")

@@ -1,4 +1,4 @@
-"""What a run was made with."""
+"""The software and hardware of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def environment(mixture_seed: int, training_seed: int) -> dict[str, Any]:
-    """Versions, machine, seeds, and the commit if the package runs from a git checkout."""
+    """Collect versions, machine, seeds and, if the package runs from a git checkout, the commit."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -47,7 +47,7 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
             capture_output=True,
             text=True,
@@ -56,4 +56,4 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()

@@ -1,4 +1,4 @@
-"""`evaluate`: every task of a run on its evaluation split, before and after training."""
+"""`evaluate`: score a run on the evaluation split of every task, before and after training."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from multilora.runs.directory import Run
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Per task: the base's score and the trained model's."""
+    """Scores of the base (`before`) and of the trained model (`after`), per task."""
 
     before: Scores
     after: Scores
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return the scores as JSON-compatible values."""
         return {
             "before": {name: asdict(score) for name, score in self.before.items()},
             "after": {name: asdict(score) for name, score in self.after.items()},
@@ -30,15 +30,15 @@ class Evaluation:
 
 
 def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evaluation:
-    """Score the base and the trained model of a run on every task; written to the run's `eval.json`.
+    """Score the base and the trained model of a run on every task, and write the scores to the run's `eval.json`.
 
     Args:
-        run: the run or its directory
-        max_examples: per task, instead of the recipe's
+        run: a run or its directory
+        max_examples: per task; overrides the recipe
 
     Raises:
         RunDirectoryError: not a finished run.
-        RecipeError: the evaluation data of some tasks cannot be used; names all of them.
+        RecipeError: the evaluation data of some tasks cannot be used; one problem per task.
     """
     run = run if isinstance(run, Run) else Run(run)
     recipe = run.recipe
@@ -48,7 +48,7 @@ def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evalu
     sets = evaluation_sets(recipe, section.max_examples)
     renderer = Renderer(run.load_tokenizer(), recipe.data.template)
     device = best_device()
-    # The base itself, not the adapted model with its adapter off: trained biases would stay on.
+    # Load the base instead of disabling the adapter, which would keep trained biases.
     base = to_device(run.load_base(), device)
     length = row_length(recipe.data.max_length, base.config)
     before = score_tasks(base, renderer, sets, section, length, "evaluating base")

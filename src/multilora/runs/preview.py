@@ -1,7 +1,7 @@
-"""What `multilora plan` shows: the plan in figures, its cost on this machine, and one rendered example per task.
+"""Preview for `multilora plan`: summary of the plan, its cost on this machine, one rendered example per task.
 
-A preview is cached until the recipe, its data, its model, a package or the machine changes. Finding a cached one
-imports neither torch nor transformers, so showing it again takes no longer than reading it.
+A preview is cached until the recipe, its data, its model, a package or the machine changes. Reading it from the cache
+imports neither torch nor transformers and is therefore fast.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from multilora.metrics import METRICS
 from multilora.recipe import HUB_PREFIX, Recipe
 
 PACKAGES = ("multilora", "torch", "transformers", "tokenizers", "peft", "datasets")
-# Variables that choose devices and processes, and so rows per step and cost.
+# Variables that select devices and processes, and therefore affect rows per step and cost.
 ENVIRONMENT = ("WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ACCELERATE_")
 
 
 def plan_preview(
     source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = (), *, measure: bool = True
 ) -> dict[str, Any]:
-    """The plan of a recipe as plain values, from the cache if it is there.
+    """Summarize the plan of a recipe as JSON-compatible values, from the cache if possible.
 
     Args:
         source: path of a YAML file, its content, or a `Recipe`
         overrides: `key.of.value=value` strings
-        measure: also take two steps, for time and memory
+        measure: also run two steps to measure time and memory
 
     Raises:
-        InputError: whatever in the recipe, the data or the model cannot be used.
+        InputError: the recipe, the data or the model cannot be used.
     """
     overrides = list(overrides)
     key = preview_key(source, overrides, measured=measure)
@@ -74,13 +74,13 @@ def _make(source: Any, overrides: list[str], measure: bool) -> dict[str, Any]:
 def preview_key(
     source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str], *, measured: bool
 ) -> str | None:
-    """A name for all that a preview depends on; None if that cannot be told without loading anything.
+    """Return the cache key of a preview, or None if it cannot be cached.
 
-    It cannot be told for data on the hub, for your own tasks and metrics in Python, and for a faulty recipe.
+    Previews are not cached for data or models on the hub, for tasks and metrics in Python, and for invalid recipes.
 
     Args:
         source, overrides: as in `plan_preview`
-        measured: the cost of a step is part of the preview
+        measured: whether the preview contains the measured cost
     """
     try:
         values, problems = Recipe.read(source, overrides)
@@ -97,7 +97,7 @@ def preview_key(
 
 
 def _local_paths(recipe: Recipe) -> list[Path] | None:
-    """Model and data files of a recipe that is entirely local, else None."""
+    """Return the model and data paths of a recipe that is entirely local, else None."""
     for task in recipe.tasks:
         on_hub = task.path is None and not task.name.startswith("nano/")
         in_python = task.task is not None or task.metric not in (None, "none", *METRICS)
@@ -113,7 +113,7 @@ def _local_paths(recipe: Recipe) -> list[Path] | None:
 
 
 def _state(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(path, size, modification time) of a file, or of every file under a folder."""
+    """Yield (path, size, modification time) of a file, or of every file in a folder."""
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
     for file in files:
         stat = file.stat()
@@ -121,10 +121,10 @@ def _state(path: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _machine() -> list[Any]:
-    """Devices and processes, as far as they can be seen without torch."""
-    chosen = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)}
+    """Return devices and processes, as far as they are known without torch."""
+    variables = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)}
     gpus = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
-    return [os.cpu_count(), gpus, chosen]
+    return [os.cpu_count(), gpus, variables]
 
 
 def _file(key: str) -> Path:

@@ -1,4 +1,4 @@
-"""What may differ between a run and the recipe that it is resumed with."""
+"""Check that a run is resumed with the same recipe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from multilora.errors import RunDirectoryError, changes
 from multilora.recipe import Recipe
 
-# These change neither the steps nor what decides about them: another place, another machine, less memory.
+# Keys that do not change the training: they only adapt it to another folder or machine.
 MAY_DIFFER: dict[str, Any] = {
     "output_dir": True,
     "data": {"num_proc"},
@@ -16,17 +16,17 @@ MAY_DIFFER: dict[str, Any] = {
 
 
 def check_same_recipe(recipe: Recipe, saved: Recipe) -> None:
-    """Refuse to go on with a run under a recipe that would have trained another one.
+    """Check that a recipe would train the same run as the saved recipe.
 
     Raises:
-        RunDirectoryError: names every difference that is not in `MAY_DIFFER`.
+        RunDirectoryError: the recipes differ; lists every difference that is not in `MAY_DIFFER`.
     """
     differences = changes(_compared(saved), _compared(recipe))
     if differences:
         raise RunDirectoryError(
-            f"{recipe.output_dir}: the run there was started with another recipe:\n  "
+            f"{recipe.output_dir}: this run was started with a different recipe:\n  "
             + "\n  ".join(differences)
-            + "\nrestore these values to resume it, or start another run in a new output_dir"
+            + "\nrestore these values to resume it, or start a new run in another output_dir"
         )
 
 

@@ -1,4 +1,4 @@
-"""`plan` and `train`: from a recipe to a readable plan, and on to a run."""
+"""`plan` and `train`: turn a recipe into a plan, and train it into a run."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ RecipeLike = str | Path | Mapping[str, Any] | Recipe
 
 
 def plan(recipe: RecipeLike, overrides: Sequence[str] = ()) -> Plan:
-    """The plan of a recipe: what would be trained on, in order. Nothing is trained or written, no weights are loaded.
+    """Make the plan of a recipe: all training rows, in order. Nothing is written, and no weights are loaded.
 
     Args:
         recipe: path of a YAML file, its content, or a `Recipe`
         overrides: `key.of.value=value` strings
 
     Raises:
-        InputError: whatever in the recipe or the data cannot be used.
+        InputError: the recipe or the data cannot be used.
     """
-    checked = Recipe.load(recipe, overrides)
-    return plan_for(checked, load_model_config(checked.model), recipe_arguments(checked))
+    loaded = Recipe.load(recipe, overrides)
+    return plan_for(loaded, load_model_config(loaded.model), recipe_arguments(loaded))
 
 
 def train(
@@ -63,37 +63,37 @@ def train(
     Args:
         recipe: path of a YAML file, its content, or a `Recipe`
         overrides: `key.of.value=value` strings
-        callbacks: further callbacks for the Trainer
-        resume: go on with the run in `output_dir` from its last checkpoint, if there is one, and end with the weights
-            of a run that was never interrupted; a finished run is returned as it is
+        callbacks: additional callbacks for the Trainer
+        resume: continue the run in `output_dir` from its last checkpoint, if there is one; the resulting weights are
+            those of an uninterrupted run. A finished run is returned unchanged
 
     Raises:
-        InputError: before anything is written; also if recipe or data have changed since the run began.
-        RunError: training failed, or was stopped by a signal.
+        InputError: invalid recipe or data, or they have changed since the run started; nothing is written.
+        RunError: training failed or was stopped by a signal.
     """
-    checked = Recipe.load(recipe, overrides)
-    path = Path(checked.output_dir)
+    loaded = Recipe.load(recipe, overrides)
+    path = Path(loaded.output_dir)
     if resume and (path / RECIPE_FILE).is_file():
-        check_same_recipe(checked, saved_recipe(path))
-        if weights_folder(path, checked.adapter.method).is_dir():
-            logger.warning("%s: the run is finished; nothing to resume", path)
+        check_same_recipe(loaded, saved_recipe(path))
+        if weights_folder(path, loaded.adapter.method).is_dir():
+            logger.warning("%s: the run is already finished; nothing to resume", path)
             return Run(path)
-        prepared = prepare(checked)
+        prepared = prepare(loaded)
         if (path / "plan" / SUMMARY_FILE).is_file():
             prepared.plan.check_same(path / "plan")
         complete = checkpoints(path / "checkpoints")
         if not complete:
-            logger.warning("%s: no complete checkpoint; training starts from the beginning", path)
+            logger.warning("%s: no complete checkpoint; training restarts from the beginning", path)
         return run_prepared(prepared, path, callbacks, complete[-1] if complete else None)
-    if is_main_process():  # only one process checks and writes
+    if is_main_process():  # the others would see what it has already written
         check_free(path)
-    return run_prepared(prepare(checked), path, callbacks)
+    return run_prepared(prepare(loaded), path, callbacks)
 
 
 def run_prepared(
     prepared: Prepared, path: Path, callbacks: Sequence[TrainerCallback] = (), checkpoint: Path | None = None
 ) -> Run:
-    """Train what `prepare` made and write the run to `path`, from a checkpoint if one is given."""
+    """Train a prepared recipe and write the run to `path`, optionally resuming from a checkpoint."""
     recipe, plan_ = prepared.recipe, prepared.plan
     trainable, total = parameter_counts(prepared.model)
     stop = StopOnSignal()
@@ -108,8 +108,9 @@ def run_prepared(
         evaluations = _evaluate_during(prepared, path, first_step, trainer)
         _fit(trainer, path, checkpoint)
     if stop.received and trainer.state.global_step < plan_.steps:
-        raise RunError(f"stopped by {stop.received} after step {trainer.state.global_step}\n{_how_to_go_on(path)}")
-    best = evaluations if evaluations and evaluations.best and recipe.evaluation.keep == "best" else None
+        raise RunError(f"stopped by {stop.received} after step {trainer.state.global_step}\n{_how_to_resume(path)}")
+    keep_best = recipe.evaluation.keep == "best"
+    best = evaluations if keep_best and evaluations and evaluations.best else None
     writer.finish(
         {
             "method": recipe.adapter.method,
@@ -144,8 +145,8 @@ def _trainer(prepared: Prepared, callbacks: Sequence[TrainerCallback]) -> MultiT
         raise
     except ValueError as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
-    if plan_.packed and not (trainer.is_spread or stays_in_place(prepared.arguments)):
-        check_packing(trainer.model, trainer.data_collator)  # now that it is where it will be trained
+    if plan_.packed and not (trainer.is_sharded or stays_in_place(prepared.arguments)):
+        check_packing(trainer.model, trainer.data_collator)  # only now, on the device that trains it
     trainer.remove_callback(PrinterCallback)  # it prints every log to stdout
     return trainer
 
@@ -153,7 +154,7 @@ def _trainer(prepared: Prepared, callbacks: Sequence[TrainerCallback]) -> MultiT
 def _evaluate_during(
     prepared: Prepared, path: Path, first_step: int, trainer: MultiTaskTrainer
 ) -> EvaluationLog | None:
-    """Adds evaluation during training, if the recipe asks for it."""
+    """Add evaluation during training if the recipe sets `evaluation.every`."""
     section = prepared.recipe.evaluation
     if section.every is None:
         return None
@@ -169,34 +170,34 @@ def _evaluate_during(
 
 
 def _fit(trainer: MultiTaskTrainer, path: Path, checkpoint: Path | None) -> None:
-    """Train; whatever fails is a RunError that says how to go on."""
+    """Train; turn any failure into a RunError that says how to resume."""
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RunError as error:
-        raise RunError(f"{error}\n{_how_to_go_on(path)}") from error
+        raise RunError(f"{error}\n{_how_to_resume(path)}") from error
     except InputError:
         raise
     except (RuntimeError, OSError, ValueError) as error:
         message = " ".join(str(error).split())
         raise RunError(
-            f"training failed at step {trainer.state.global_step}: {message}\n{_how_to_go_on(path)}"
+            f"training failed at step {trainer.state.global_step}: {message}\n{_how_to_resume(path)}"
         ) from error
 
 
 def _write_weights(trainer: MultiTaskTrainer, folder: Path, best: Path | None) -> None:
-    """The weights the run ends with, and the tokenizer; all processes must call it."""
+    """Write the final or the best weights, and the tokenizer; all processes must call it."""
     tokenizer = trainer.plan.renderer.tokenizer
     if best is None:
-        trainer.write_weights(folder, lambda written: tokenizer.save_pretrained(str(written)))
+        trainer.write_weights(folder, lambda new_folder: tokenizer.save_pretrained(str(new_folder)))
     elif trainer.is_world_process_zero():
-        with atomic_folder(folder) as written:
-            shutil.copytree(best, written, dirs_exist_ok=True)
-            tokenizer.save_pretrained(str(written))
+        with atomic_folder(folder) as new_folder:
+            shutil.copytree(best, new_folder, dirs_exist_ok=True)
+            tokenizer.save_pretrained(str(new_folder))
     trainer.accelerator.wait_for_everyone()
 
 
-def _how_to_go_on(path: Path) -> str:
+def _how_to_resume(path: Path) -> str:
     complete = checkpoints(path / "checkpoints")
     if not complete:
-        return f"there is no complete checkpoint yet; {path} holds what was logged, remove it to train again"
-    return f"the last complete checkpoint is {complete[-1]}; `multilora train ... --resume` goes on from there"
+        return f"there is no complete checkpoint yet; {path} contains only the logs, remove it to train again"
+    return f"the last complete checkpoint is {complete[-1]}; `multilora train ... --resume` continues from it"

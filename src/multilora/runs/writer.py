@@ -1,4 +1,4 @@
-"""Writing a run directory: the counterpart of `Run`."""
+"""Write a run directory; the counterpart of `Run`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from multilora.runs.directory import FACTS_FILE, METRICS_FILE, RECIPE_FILE
 
 
 class RunWriter:
-    """Writes a run, except for its weights, which a trainer writes.
+    """Writes a run directory, except for the weights, which the trainer writes.
 
     Args:
         path: the run directory
-        active: False in all processes but the main one, where every method does nothing
+        active: whether this is the main process; in the others, every method does nothing
     """
 
     def __init__(self, path: Path, *, active: bool) -> None:
         self.path, self.active = path, active
 
     def begin(self, recipe: Recipe, environment: dict[str, Any], plan: Plan, first_step: int) -> None:
-        """Write what is known before the first step.
+        """Write the files that are known before the first step.
 
         Args:
-            recipe: as resolved
+            recipe: the resolved recipe
             environment: from `multilora.runs.environment`
             plan: of the run
-            first_step: the step that training goes on from; later lines of the log are dropped
+            first_step: the step that training continues from; later lines of the log are removed
         """
         if not self.active:
             return
@@ -45,6 +45,6 @@ class RunWriter:
             append_json_line(self.path / METRICS_FILE, {"step": step, **values})
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """Write `train.json`. The run counts as finished once its weights are there, so those come after it."""
+        """Write `train.json`, before the weights: a run with weights counts as finished."""
         if self.active:
             write_json(self.path / FACTS_FILE, facts)

@@ -1,1 +1,1 @@
-"""Methods side by side on the same plan."""
+"""Comparison of methods on the same plan."""

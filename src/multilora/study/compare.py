@@ -1,4 +1,4 @@
-"""Several methods on one plan: the same examples in the same order, the same evaluation, the same measures."""
+"""Compare methods on one plan: same examples in the same order, same evaluation, same analysis."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from multilora.training.prepare import plan_for, prepare, recipe_arguments
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method's run and everything measured on it."""
+    """The run of one method and its measurements."""
 
     label: str
     run: Run
@@ -36,29 +36,29 @@ class MethodResult:
 
     @property
     def mean_value(self) -> float:
-        """The mean of the tasks' main metrics, over the tasks that have one."""
+        """The mean of the main metrics, over the tasks that have one."""
         return mean_value(self.scores)
 
     @property
     def mean_loss(self) -> float:
-        """The mean of the tasks' losses, in nats per response token."""
+        """The mean loss over tasks, in nats per response token."""
         return mean_loss(self.scores)
 
 
 def mean_value(scores: Scores) -> float:
-    """The mean value over the tasks that have one; NaN if none has."""
+    """Return the mean of the main metrics, over the tasks that have one; NaN without any."""
     values = [score.value for score in scores.values() if score.value is not None]
     return sum(values) / len(values) if values else float("nan")
 
 
 def mean_loss(scores: Scores) -> float:
-    """The mean loss over tasks."""
+    """Return the mean loss over tasks, in nats per response token."""
     return sum(score.loss for score in scores.values()) / len(scores)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The base and several methods on the same tasks."""
+    """Results of the base and of several methods on the same tasks."""
 
     path: Path
     recipe: Recipe
@@ -68,16 +68,16 @@ class Comparison:
 
     @property
     def spectra_figure(self) -> Path:
-        """Spectra of all methods, one panel per module type."""
+        """Path of the figure with the spectra of all methods, one panel per module type."""
         return self.path / "spectra.png"
 
     @property
     def losses_figure(self) -> Path:
-        """Training loss per task and method."""
+        """Path of the figure with the training loss per task and method."""
         return self.path / "losses.png"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return JSON-compatible values."""
         return {
             "plan": self.plan.as_dict(),
             "base": {name: asdict(score) for name, score in self.base.items()},
@@ -98,15 +98,15 @@ class Comparison:
 
 
 def compare(recipe: Recipe, methods: Mapping[str, Mapping[str, Any]], out: str | Path) -> Comparison:
-    """Train, score and analyse each method on the plan of one recipe; one model is in memory at a time.
+    """Train, evaluate and analyze each method on the plan of one recipe, with one model in memory at a time.
 
     Args:
-        recipe: model, tasks, mixture and everything else that the methods share; its adapter section is not used
-        methods: label -> {"adapter": the section, "training": what differs from the recipe's}
-        out: a new folder; each method's run goes into a folder of its own in it
+        recipe: model, tasks, mixture and everything else that the methods share; its adapter section is ignored
+        methods: label -> {"adapter": the section, "training": changes to the recipe's section}
+        out: a new folder, with a subfolder for the run of each method
 
     Raises:
-        InputError: before anything is written.
+        InputError: invalid recipe, data or methods; nothing is written.
     """
     out = Path(out)
     check_free(out)
@@ -122,7 +122,7 @@ def compare(recipe: Recipe, methods: Mapping[str, Mapping[str, Any]], out: str |
     before = score(to_device(load_base(recipe.model), best_device()), "evaluating the base")
     results = []
     for label, method_recipe in recipes.items():
-        gc.collect()  # the model before
+        gc.collect()  # frees the previous model
         prepared = prepare(method_recipe, plan)
         start = time.perf_counter()
         run = run_prepared(prepared, out / label)
@@ -130,8 +130,8 @@ def compare(recipe: Recipe, methods: Mapping[str, Mapping[str, Any]], out: str |
         after = score(prepared.model, f"evaluating {label}")
         del prepared
         write_json(run.path / "eval.json", Evaluation(before, after).as_dict())
-        trained = run.training["trainable_parameters"]
-        results.append(MethodResult(label, run, trained, seconds, after, analyze(run)))
+        trainable = run.training["trainable_parameters"]
+        results.append(MethodResult(label, run, trainable, seconds, after, analyze(run)))
     comparison = Comparison(out, recipe, plan, before, results)
     draw_spectra({result.label: result.spectrum for result in results}, comparison.spectra_figure)
     draw_losses({result.label: result.run.metrics for result in results}, plan.task_names, comparison.losses_figure)

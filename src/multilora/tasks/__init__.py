@@ -1,7 +1,7 @@
-"""Tasks: each is one small file that reads examples and says how they are scored.
+"""Tasks: each is a small file that reads examples and defines how they are scored.
 
-`multilora.recipe.built_in_tasks` lists the built-in ones. Your own needs no code if it is files of records
-(`own_data.py`); else subclass `RecordTask` or `Task` and name the class in the recipe.
+`multilora.recipe.built_in_tasks` lists the built-in tasks. A task of your own needs no code if its data are files of
+records (`own_data.py`); otherwise subclass `RecordTask` or `Task` and name the class in the recipe.
 """
 
 from multilora.example import Example, chat_example, choice_example, free_example, to_dataset

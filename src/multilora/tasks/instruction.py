@@ -1,4 +1,4 @@
-"""Alpaca and Dolly: open instructions with an optional input; scored by the loss of the reference response only.
+"""Alpaca and Dolly: open instructions with an optional input, scored only by the loss of the reference response.
 
 Alpaca (Taori et al. 2023): a JSON list of instruction, input, output.
 Dolly (Conover et al. 2023): JSONL of instruction, context, response.
@@ -19,9 +19,9 @@ EMPTY_RESPONSE = "empty response"
 
 
 class InstructionTask(RecordTask):
-    """An instruction, a context below it if there is any, and a reference response.
+    """An instruction, an optional context below it, and a reference response.
 
-    Records without a response, of which the original Alpaca has some, are left out and counted.
+    Records without a response are dropped and counted; the original Alpaca has some.
     """
 
     kind = "loss"

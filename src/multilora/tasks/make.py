@@ -1,4 +1,4 @@
-"""From a recipe's section to its task: built in, your own in Python, or your own data without code."""
+"""Make the task of a recipe section: a built-in task, your own class, or your own data without code."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ OWN_DATA_TASK = "multilora.tasks.own_data:own_data_task"
 
 
 def make_task(section: TaskSection) -> Task:
-    """The task of a section; its data is not read yet.
+    """Make the task of a section, without reading its data.
 
     Raises:
-        DataError: the section does not describe a task, or names something that is none.
+        DataError: the section does not describe a task, or names something that is not a task.
     """
     entry = built_in(section.name)
     reference = section.task or (entry.reference if entry else OWN_DATA_TASK)
@@ -32,11 +32,11 @@ def make_task(section: TaskSection) -> Task:
         if section.task is None:
             raise
         raise DataError(
-            f"task {section.name!r}: {reference} raised {type(error).__name__} when it was made: {error}"
+            f"task {section.name!r}: {reference} raised {type(error).__name__} when it was called: {error}"
         ) from error
     if not isinstance(task, Task):
         raise DataError(
-            f"task {section.name!r}: {reference} gives a {type(task).__name__}, expected a subclass of "
-            "multilora.tasks.Task"
+            f"task {section.name!r}: {reference} returned a {type(task).__name__}, expected an instance of a "
+            "subclass of multilora.tasks.Task"
         )
     return task

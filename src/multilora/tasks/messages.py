@@ -1,7 +1,7 @@
-"""Chats as JSON: checked, otherwise kept as they are given.
+"""Chats as JSON: messages are checked but otherwise not changed.
 
-Messages have `role` (system, user, assistant, tool) and `content`; an assistant's may have `tool_calls` instead.
-ShareGPT's `from` (human, gpt, system) and `value` are renamed.
+A message has a `role` (system, user, assistant or tool) and `content`; an assistant message may have `tool_calls`
+instead. ShareGPT's `from` (human, gpt or system) and `value` are renamed to `role` and `content`.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ def messages_json(value: Any, where: str, *, filled: bool = False) -> str:
 
     Args:
         value: a list of messages, or that list as JSON text
-        where: for messages
-        filled: the source is columnar, so that keys that a message does not have are there with null; they are
-            left out again (but `content`, which is null beside tool calls)
+        where: file and line, for errors
+        filled: the source is columnar, so missing keys of a message appear as null; they are removed, except
+            `content`, which may be null beside tool calls
 
     Raises:
-        RecordError: no list of messages, an unknown role, a message without content, or no assistant turn with
+        RecordError: not a list of messages, an unknown role, a message without content, or no assistant turn with
             content or tool calls.
     """
-    given = _parsed(value, where, "messages")
-    if not isinstance(given, list) or not given:
-        shown = "an empty list" if given == [] else type(given).__name__
+    chat = _parse(value, where, "messages")
+    if not isinstance(chat, list) or not chat:
+        shown = "an empty list" if chat == [] else type(chat).__name__
         raise RecordError(f"{where}: the messages are {shown}, expected a list of messages", "no list of messages")
     if filled:
-        given = [_without_nulls(message) for message in given]
-    messages = [_message(message, f"{where}, message {number}") for number, message in enumerate(given, 1)]
+        chat = [_without_nulls(message) for message in chat]
+    messages = [_checked_message(message, f"{where}, message {number}") for number, message in enumerate(chat, 1)]
     if not any(message["role"] == "assistant" for message in messages):
         roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
         raise RecordError(
-            f"{where}: the messages hold no assistant turn (roles: {roles}), so nothing would be learned; add the "
+            f"{where}: the messages have no assistant turn (roles: {roles}), so nothing would be learned; add the "
             "assistant's answer or remove the record",
             "no assistant turn",
         )
@@ -46,60 +46,60 @@ def messages_json(value: Any, where: str, *, filled: bool = False) -> str:
 
 
 def tools_json(value: Any, where: str, *, filled: bool = False) -> str:
-    """The descriptions of a chat's tools as a JSON list; empty where there are none.
+    """The descriptions of a chat's tools as a JSON list; empty if there are none.
 
     Raises:
-        RecordError: neither a list of objects nor its JSON text.
+        RecordError: neither a list of objects nor such a list as JSON text.
     """
     if value is None or value == "" or value == []:
         return ""
-    given = _parsed(value, where, "tools")
-    if not isinstance(given, list) or not all(isinstance(tool, dict) for tool in given):
-        raise RecordError(f"{where}: the tools are {str(given)[:80]!r}, expected a list of objects", "no list of tools")
-    if not given:
+    tools = _parse(value, where, "tools")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise RecordError(f"{where}: the tools are {str(tools)[:80]!r}, expected a list of objects", "no list of tools")
+    if not tools:
         return ""
     if isinstance(value, str):
         return value
-    return json.dumps([_without_nulls(tool) for tool in given] if filled else given, ensure_ascii=False)
+    return json.dumps([_without_nulls(tool) for tool in tools] if filled else tools, ensure_ascii=False)
 
 
-def _parsed(value: Any, where: str, what: str) -> Any:
+def _parse(value: Any, where: str, name: str) -> Any:
     if not isinstance(value, str):
         return list(value) if isinstance(value, tuple) else value
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:
-        raise RecordError(f"{where}: the {what} are text and not JSON ({error.msg})", f"{what} are not JSON") from None
+        raise RecordError(f"{where}: the {name} are text and not JSON ({error.msg})", f"{name} are not JSON") from None
 
 
-def _message(given: Any, where: str) -> dict[str, Any]:
-    if not isinstance(given, dict):
-        raise RecordError(f"{where}: {str(given)[:80]!r}, expected an object with role and content", "no message")
-    message = given
-    if "role" not in given and "from" in given:
-        role = SHAREGPT_ROLES.get(given["from"])
+def _checked_message(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RecordError(f"{where}: {str(value)[:80]!r}, expected an object with role and content", "no message")
+    message = value
+    if "role" not in message and "from" in message:
+        role = SHAREGPT_ROLES.get(message["from"])
         if role is None:
             raise RecordError(
-                f"{where}: from {given['from']!r}, expected one of {', '.join(SHAREGPT_ROLES)}; mend or remove it",
+                f"{where}: from {message['from']!r}, expected one of {', '.join(SHAREGPT_ROLES)}; fix or remove it",
                 "unknown role",
             )
-        others = {key: item for key, item in given.items() if key not in ("from", "value")}
-        message = {"role": role, "content": given.get("value"), **others}
+        other_keys = {key: item for key, item in message.items() if key not in ("from", "value")}
+        message = {"role": role, "content": message.get("value"), **other_keys}
     role = message.get("role")
     if role not in ROLES:
         shown = f"role {role!r}" if "role" in message else f"no role among the keys {', '.join(map(repr, message))}"
-        raise RecordError(f"{where}: {shown}, expected one of {', '.join(ROLES)}; mend or remove it", "unknown role")
+        raise RecordError(f"{where}: {shown}, expected one of {', '.join(ROLES)}; fix or remove it", "unknown role")
     content = message.get("content")
     if content is not None and not isinstance(content, str | list):
         raise RecordError(f"{where}: content is {type(content).__name__}, expected text", "content is no text")
     if role == "assistant":
         if not (content.strip() if isinstance(content, str) else content) and not message.get("tool_calls"):
             raise RecordError(
-                f"{where}: an assistant turn with neither content nor tool_calls; fill it in or remove it",
+                f"{where}: an assistant turn with neither content nor tool_calls; add content or remove it",
                 "empty assistant turn",
             )
     elif content is None:
-        raise RecordError(f"{where}: a {role} message without content; fill it in or remove it", "no content")
+        raise RecordError(f"{where}: a {role} message without content; add content or remove it", "no content")
     return message
 
 

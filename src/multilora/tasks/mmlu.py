@@ -1,8 +1,8 @@
 """MMLU: 57 subjects of four-way multiple choice (Hendrycks et al. 2021, arXiv 2009.03300).
 
-Official files: folders `dev/`, `val/`, `test/` of CSVs without a header, one per subject: question, four choices,
-letter. `auxiliary_train/` holds questions of other benchmarks in the same columns, without a subject. The hub's
-`cais/mmlu` has question, subject, choices and the place of the answer.
+The official data has folders `dev/`, `val/` and `test/` with a CSV file per subject, without a header; its columns are
+the question, four choices and the letter. `auxiliary_train/` has questions of other benchmarks in the same columns,
+without a subject. The hub's `cais/mmlu` has question, subject, choices and the index of the answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from multilora.metrics import METRICS, Metric
 from multilora.metrics.formulas import group_accuracy
 from multilora.recipe.schema import TaskSection
 from multilora.tasks.multiple_choice import lettered_example
-from multilora.tasks.readers import Numbered, Record, read_csv_rows
+from multilora.tasks.readers import Record, RecordStream, read_csv_rows
 from multilora.tasks.record_task import RecordTask
 from multilora.tasks.source import Layout, Records, Source, field, file_fingerprint, list_field, text_field
 
@@ -27,11 +27,11 @@ AUXILIARY, DEV, VAL, TEST = "auxiliary_train", "dev", "val", "test"
 
 @dataclass(frozen=True)
 class SubjectFiles:
-    """The rows of CSV files as records; the subject is in the file's name."""
+    """The rows of CSV files as records; the subject is part of the file name."""
 
     paths: list[Path]
 
-    def __iter__(self) -> Numbered:
+    def __iter__(self) -> RecordStream:
         for path in self.paths:
             part = path.parent.name
             subject = "" if part == AUXILIARY else path.stem.removesuffix(f"_{part}")
@@ -41,12 +41,12 @@ class SubjectFiles:
                 yield where, {"question": row[0], "choices": row[1:5], "answer": row[5].strip(), "subject": subject}
 
     def fingerprint(self) -> list[object]:
-        """Path, size and time of change of every file."""
-        return file_fingerprint(self.paths)
+        """See `file_fingerprint`; the folder decides about the subject."""
+        return [[path.parent.name for path in self.paths], file_fingerprint(self.paths)]
 
 
 class MmluSource(Source):
-    """The folder that holds `dev/`, `val/` and `test/`, or the one above it; or the hub."""
+    """The folder with `dev/`, `val/` and `test/`, or the folder above it; or the hub."""
 
     def __init__(self, section: TaskSection, subject: str) -> None:
         layout = Layout("hub:cais/mmlu", None, subject or "all", ("dev+validation", "test"))
@@ -55,15 +55,17 @@ class MmluSource(Source):
 
     @property
     def has_eval(self) -> bool:
-        """Always: the format has a test split."""
+        """Always true: the format has a test split."""
         return True
 
     def records(self, split: Split) -> Records:
-        """See `Source.records`; training is `dev` and `val`, and `auxiliary_train` where there is one."""
+        """See `Source.records`; the training split is `dev`, `val` and, if present, `auxiliary_train`."""
         if self.is_hub:
             return super().records(split)
         if self.eval_path is not None:
-            raise DataError(f"{self.eval_path}: MMLU has its test split beside the others; leave eval_path out")
+            raise DataError(
+                f"{self.eval_path}: MMLU's test split is in the same folder as the others; leave eval_path out"
+            )
         root = Path(self.path)
         root = root if (root / TEST).is_dir() else root / "data"
         if not (root / TEST).is_dir():
@@ -78,15 +80,15 @@ class MmluSource(Source):
 
     def _subjects(self, folder: Path) -> list[Path]:
         end = f"_{folder.name}.csv"
-        found = {path.name.removesuffix(end): path for path in sorted(folder.glob(f"*{end}"))}
-        if not found:
+        files = {path.name.removesuffix(end): path for path in sorted(folder.glob(f"*{end}"))}
+        if not files:
             raise DataError(f"{folder}: expected files <subject>{end}; unpack the official data there")
         if not self.subject:
-            return list(found.values())
-        if self.subject not in found:
-            hint = nearest(self.subject, found) or f"; the subjects are {', '.join(found)}"
+            return list(files.values())
+        if self.subject not in files:
+            hint = nearest(self.subject, files) or f"; the subjects are {', '.join(files)}"
             raise DataError(f"{folder}: no subject {self.subject!r}{hint}")
-        return [found[self.subject]]
+        return [files[self.subject]]
 
 
 class Mmlu(RecordTask):
@@ -102,16 +104,17 @@ class Mmlu(RecordTask):
         super().__init__(section, MmluSource(section, self.subject))
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
-        """One example; RecordError if the answer is neither a letter nor a place."""
+        """One example; RecordError if the answer is neither a letter nor an index."""
         answer = field(record, "answer", where)
         if answer in LETTERS:
-            label = LETTERS.index(answer)
+            correct = LETTERS.index(answer)
         elif isinstance(answer, int) and 0 <= answer < len(LETTERS):
-            label = answer
+            correct = answer
         else:
             raise RecordError(f"{where}: answer {answer!r}, expected a letter A to D or 0 to 3", "unknown label")
         subject = text_field(record, "subject", where)
         about = f" about {subject.replace('_', ' ')}" if subject else ""
         head = f"The following are multiple choice questions (with answers){about}."
         choices = [str(choice) for choice in list_field(record, "choices", where)]
-        yield lettered_example(text_field(record, "question", where), choices, label, where, head=head, group=subject)
+        question = text_field(record, "question", where)
+        yield lettered_example(question, choices, correct, where, head=head, group=subject)

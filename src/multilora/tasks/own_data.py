@@ -1,7 +1,7 @@
-"""Your own data without code: files or hub data in one of three forms, told apart by the keys of the recipe's task.
+"""Your own data without code: files or hub data in one of three forms, depending on the keys in the recipe.
 
-- prompt and response: Jinja2 templates over a record's fields; with `choices`, the response is one of these
-- messages (and tools): names of the fields that hold a chat
+- prompt and response: Jinja2 templates over a record's fields; with `choices`, the response is one of them
+- messages (and tools): names of the fields that contain a chat
 - question, choices and answer: a question with lettered choices
 """
 
@@ -24,10 +24,10 @@ from multilora.tasks.templates import FieldTemplate
 
 
 def own_data_task(section: TaskSection) -> Task:
-    """The task of a section whose name is not built in.
+    """Make the task of a section whose name is not built in.
 
     Raises:
-        DataError: keys of no form, or a template is not valid Jinja2.
+        DataError: the keys match none of the forms, or a template is not valid Jinja2.
     """
     if section.messages is not None:
         return ChatTask(section)
@@ -37,11 +37,11 @@ def own_data_task(section: TaskSection) -> Task:
 
 
 class OwnDataTask(RecordTask):
-    """What the three forms share.
+    """Base class of the three forms.
 
     Args:
-        section: of the recipe
-        kind: how the model answers; with `metric: none` it does not
+        section: the task's section of the recipe
+        kind: see `Task`; ignored with `metric: none`, which measures the loss only
     """
 
     def __init__(self, section: TaskSection, kind: Kind) -> None:
@@ -50,7 +50,7 @@ class OwnDataTask(RecordTask):
 
 
 class TextTask(OwnDataTask):
-    """Prompt and response are templates; with `choices`, the rendered response must be one of them."""
+    """Prompt and response are templates; with `choices`, the rendered response must be one of the choices."""
 
     def __init__(self, section: TaskSection) -> None:
         if section.prompt is None or section.response is None or isinstance(section.choices, str):
@@ -64,7 +64,7 @@ class TextTask(OwnDataTask):
         self.response = FieldTemplate(self.name, "response", section.response)
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
-        """One example; RecordError if a template fails, the response is empty or not a choice."""
+        """One example; RecordError if a template fails, or the response is empty or not one of the choices."""
         prompt, response = self.prompt.render(record, where), self.response.render(record, where)
         if not response:
             raise RecordError(
@@ -77,7 +77,7 @@ class TextTask(OwnDataTask):
             return
         if response not in self.choices:
             raise RecordError(
-                f"{where}: response {response!r} is none of the choices {self.choices}; add it to choices, or fix "
+                f"{where}: response {response!r} is not one of the choices {self.choices}; add it to choices, or fix "
                 "the record",
                 "response is no choice",
             )
@@ -85,14 +85,14 @@ class TextTask(OwnDataTask):
 
 
 class ChatTask(OwnDataTask):
-    """`messages` and `tools` name fields; scored by the loss of what the assistant says."""
+    """`messages` and `tools` are names of fields; scored by the loss of the assistant's messages."""
 
     def __init__(self, section: TaskSection) -> None:
         super().__init__(section, "loss")
         self.messages, self.tools = section.messages or "", section.tools
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
-        """One example; RecordError if the field holds no chat with an assistant turn."""
+        """One example; RecordError if the field is not a chat with an assistant turn."""
         filled = isinstance(record, FilledRecord)
         messages = messages_json(field(record, self.messages, where), where, filled=filled)
         tools = tools_json(field(record, self.tools, where), where, filled=filled) if self.tools is not None else ""
@@ -102,8 +102,8 @@ class ChatTask(OwnDataTask):
 class QuestionTask(OwnDataTask):
     """A question with lettered choices; the response is the letter.
 
-    `question` and `answer` are templates; `choices` is the name of a list field (dots reach into objects) or a list of
-    templates. The answer renders to the place of the right choice (from 0), its letter or its text.
+    `question` and `answer` are templates; `choices` is the name of a list field (with dots for nested fields) or a list
+    of templates. The answer renders to the index of the correct choice (from 0), its letter or its text.
     """
 
     def __init__(self, section: TaskSection) -> None:
@@ -115,15 +115,15 @@ class QuestionTask(OwnDataTask):
         self.choices: str | list[FieldTemplate] = (
             section.choices
             if isinstance(section.choices, str)
-            else [FieldTemplate(self.name, f"choices.{place}", text) for place, text in enumerate(section.choices)]
+            else [FieldTemplate(self.name, f"choices.{index}", text) for index, text in enumerate(section.choices)]
         )
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
-        """One example; RecordError if the answer is none of the choices, or could be two of them."""
+        """One example; RecordError if the answer matches none of the choices, or more than one."""
         question = self.question.render(record, where)
         choices = self._choices(record, where)
-        label = index_of(self.answer.render(record, where), choices, where)
-        yield lettered_example(question, choices, label, where)
+        correct = index_of(self.answer.render(record, where), choices, where)
+        yield lettered_example(question, choices, correct, where)
 
     def _choices(self, record: Record, where: str) -> list[str]:
         if not isinstance(self.choices, str):
@@ -133,7 +133,7 @@ class QuestionTask(OwnDataTask):
             value = field(value, name, where)
         if not isinstance(value, list | tuple) or not all(isinstance(item, str | int | float) for item in value):
             raise RecordError(
-                f"{where}: field {self.choices!r} holds {str(value)[:80]!r}, expected a list of texts; name another "
+                f"{where}: field {self.choices!r} is {str(value)[:80]!r}, expected a list of texts; name another "
                 "field, or give choices as a list of templates",
                 "choices are no list",
             )
@@ -141,27 +141,27 @@ class QuestionTask(OwnDataTask):
 
 
 def index_of(answer: str, choices: Sequence[str], where: str) -> int:
-    """Which choice an answer names by its place (from 0), its letter or its text.
+    """The index of the choice that an answer names by its index (from 0), letter or text.
 
     Raises:
-        RecordError: none, or different ones by these three readings; nothing is guessed.
+        RecordError: the answer matches no choice, or different choices by index, letter and text.
     """
-    readings = [place for place, choice in enumerate(choices) if choice == answer]
+    matches = [index for index, choice in enumerate(choices) if choice == answer]
     letters = ascii_uppercase[: len(choices)]
     if len(answer) == 1 and answer.upper() in letters:
-        readings.append(letters.index(answer.upper()))
+        matches.append(letters.index(answer.upper()))
     if answer.isdecimal() and int(answer) < len(choices):
-        readings.append(int(answer))
-    if len(set(readings)) > 1:
+        matches.append(int(answer))
+    if len(set(matches)) > 1:
         raise RecordError(
-            f"{where}: answer {answer!r} could mean each of the choices {sorted(set(readings))} of {list(choices)} (by "
-            "place, letter or text); render a letter, as in {{ 'ABCD'[label] }}",
+            f"{where}: answer {answer!r} matches choices {sorted(set(matches))} of {list(choices)} (by index, "
+            "letter or text); render a letter, as in {{ 'ABCD'[label] }}",
             "ambiguous answer",
         )
-    if not readings:
+    if not matches:
         raise RecordError(
-            f"{where}: answer {answer!r} is outside the {len(choices)} choices {list(choices)}; expected a place from "
+            f"{where}: answer {answer!r} is outside the {len(choices)} choices {list(choices)}; expected an index from "
             f"0 to {len(choices) - 1}, a letter from A to {letters[-1:] or 'A'}, or the text of one of them",
             "label out of range" if answer else "empty answer",
         )
-    return readings[0]
+    return matches[0]

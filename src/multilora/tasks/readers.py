@@ -1,4 +1,4 @@
-"""One reader per file format: a stream of (where, record), never the whole file where the format allows it."""
+"""Readers of file formats. Each streams (where, record) pairs; only .json files are read into memory as a whole."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from typing import Any
 from multilora.errors import DataError
 
 Record = dict[str, Any]
-Numbered = Iterator[tuple[str, Record]]
+RecordStream = Iterator[tuple[str, Record]]
 
 PARQUET_ROWS = 1024
 
 
 class FilledRecord(Record):
-    """A record of a columnar source: nested keys that it lacks, and others have, are there with the value None."""
+    """A record of a columnar source, in which missing nested keys appear with the value None."""
 
 
-def read_records(path: Path) -> Numbered:
-    """(where, record) for every record of a file, by its suffix; `where` is for messages.
+def read_records(path: Path) -> RecordStream:
+    """(where, record) for every record of a file; `where` is the file and line, for errors.
 
-    .jsonl, .ndjson: an object per line; .json: one list of objects (the one format that is read as a whole); .csv: a
-    header row, all values strings; .parquet.
+    The suffix selects the format. .jsonl and .ndjson: an object per line; .json: a list of objects; .csv: a header row,
+    and all values are strings; .parquet.
 
     Raises:
-        DataError: another suffix, unreadable, not UTF-8, broken, or not records; names file and line.
+        DataError: unknown suffix, or the file cannot be read, is not UTF-8, is broken or has no records in it; names
+            file and line.
     """
     if path.suffix not in READERS:
         raise DataError(f"{path}: unknown file type {path.suffix!r}; expected one of {', '.join(READERS)}")
@@ -38,9 +39,9 @@ def read_records(path: Path) -> Numbered:
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line with its end) of a UTF-8 file, a byte order mark left out.
+    """(number, line with its end) of a UTF-8 file, without a byte order mark.
 
-    Broken at line feeds only: JSON strings may hold U+2028 and the like, at which Python's text lines also break.
+    Lines end at line feeds only: JSON strings may contain other characters that end a line for Python, such as U+2028.
     """
     start = 0
     with path.open("rb") as file:
@@ -55,7 +56,7 @@ def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def _read_jsonl(path: Path) -> Numbered:
+def _read_jsonl(path: Path) -> RecordStream:
     for number, line in _text_lines(path):
         if not line.strip():
             continue
@@ -69,17 +70,17 @@ def _read_jsonl(path: Path) -> Numbered:
         yield where, _object(where, record)
 
 
-def _read_json(path: Path) -> Numbered:
+def _read_json(path: Path) -> RecordStream:
     text = "".join(line for _, line in _text_lines(path))
     try:
         records = json.loads(text)
     except json.JSONDecodeError as error:
-        hint = "; a file with an object per line is named .jsonl" if error.msg == "Extra data" else ""
+        hint = "; name a file with one object per line .jsonl" if error.msg == "Extra data" else ""
         raise DataError(f"{path}, line {error.lineno}: broken JSON ({error.msg}){hint}") from None
     except RecursionError:
-        raise DataError(f"{path}: JSON nested too deeply to hold records") from None
+        raise DataError(f"{path}: JSON nested too deeply to be records") from None
     if not isinstance(records, list):
-        raise DataError(f"{path}: holds {type(records).__name__}, expected a list of objects")
+        raise DataError(f"{path}: is {type(records).__name__}, expected a list of objects")
     for number, record in enumerate(records, 1):
         where = f"{path}, item {number}"
         yield where, _object(where, record)
@@ -87,15 +88,15 @@ def _read_json(path: Path) -> Numbered:
 
 def _object(where: str, record: Any) -> Record:
     if not isinstance(record, dict):
-        raise DataError(f"{where}: holds {type(record).__name__}, expected an object with named fields")
+        raise DataError(f"{where}: is {type(record).__name__}, expected an object with named fields")
     return record
 
 
 def read_csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """(where, cells) for every row of a CSV file that is not blank; quoted cells may hold line breaks.
+    """(where, cells) for every row of a CSV file that is not blank; quoted cells may contain line breaks.
 
     Raises:
-        DataError: unreadable, not UTF-8, or wrong quoting; names file and line.
+        DataError: the file cannot be read, is not UTF-8 or is wrongly quoted; names file and line.
     """
     try:
         rows = csv.reader((line for _, line in _text_lines(path)), strict=True)
@@ -107,7 +108,7 @@ def read_csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
                 return
             except csv.Error as error:
                 raise DataError(
-                    f"{path}, line {line}: broken CSV ({error}); quote every cell that holds a comma, a quote or a "
+                    f"{path}, line {line}: broken CSV ({error}); quote every cell that has a comma, a quote or a "
                     "line break, or convert the file to .jsonl"
                 ) from None
             if row:
@@ -117,22 +118,23 @@ def read_csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _read_csv(path: Path) -> Numbered:
+def _read_csv(path: Path) -> RecordStream:
     rows = read_csv_rows(path)
     _, header = next(rows, ("", []))
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}, line 1: the header names {', '.join(map(repr, twice))} twice; name columns apart")
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        names = ", ".join(map(repr, repeated))
+        raise DataError(f"{path}, line 1: the header has {names} twice; give each column another name")
     for where, row in rows:
         if len(row) != len(header):
             raise DataError(
                 f"{where}: {len(row)} columns, expected the {len(header)} of the header "
-                f"({', '.join(map(repr, header))}); mend the row, or quote cells that hold a comma"
+                f"({', '.join(map(repr, header))}); fix the row, or quote cells that have a comma"
             )
         yield where, dict(zip(header, row, strict=True))
 
 
-def _read_parquet(path: Path) -> Numbered:
+def _read_parquet(path: Path) -> RecordStream:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -147,7 +149,7 @@ def _read_parquet(path: Path) -> Numbered:
         raise DataError(f"{path}: cannot be read as parquet at row {number} ({str(error).splitlines()[0]})") from None
 
 
-READERS: dict[str, Callable[[Path], Numbered]] = {
+READERS: dict[str, Callable[[Path], RecordStream]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,

@@ -1,8 +1,10 @@
-"""Science questions of the Allen Institute: ARC (Clark et al. 2018, arXiv 1803.05457) and OpenBookQA (Mihaylov et al.
-2018, arXiv 1809.02789); accuracy of the chosen letter.
+"""ARC and OpenBookQA: science questions, scored by the accuracy of the chosen letter.
 
-Official JSONL: id, question (stem, choices of text and label), answerKey. The hub has the stem at the top (`question`
-in ARC, `question_stem` in OpenBookQA) and choices as lists of text and of label. Labels are letters or 1 to 5.
+ARC is Clark et al. 2018, arXiv 1803.05457; OpenBookQA is Mihaylov et al. 2018, arXiv 1809.02789.
+
+The official JSONL has question (stem, and choices with text and label) and answerKey. The hub has the stem at the top
+level (`question` in ARC, `question_stem` in OpenBookQA) and the choices as a list of texts and a list of labels. The
+label of a choice is a letter or a number from 1 to 5.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from multilora.tasks.source import Layout, Source, field, list_field, text_field
 
 
 class ScienceTask(RecordTask):
-    """A stem with three to five choices; they are lettered from A whatever their labels are."""
+    """A stem with three to five choices, which are lettered from A whatever their labels are."""
 
     kind = "choice"
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
-        """One example; RecordError if answerKey is none of the labels."""
+        """One example; RecordError if answerKey is not one of the labels."""
         question = record.get("question")
         if isinstance(question, dict):
             stem = text_field(question, "stem", where)
@@ -35,17 +37,18 @@ class ScienceTask(RecordTask):
         else:
             stem = text_field(record, "question_stem" if "question_stem" in record else "question", where)
             choices = field(record, "choices", where)
-            texts, labels = (list_field(choices, name, where) for name in ("text", "label"))
-            if len(texts) != len(labels):
+            texts, names = (list_field(choices, name, where) for name in ("text", "label"))
+            if len(texts) != len(names):
                 raise RecordError(
-                    f"{where}: {len(texts)} choices and {len(labels)} labels, expected as many", "number of choices"
+                    f"{where}: {len(texts)} choices and {len(names)} labels, expected a label per choice",
+                    "number of choices",
                 )
-            pairs = [(str(label), str(text)) for label, text in zip(labels, texts, strict=True)]
-        names = [label for label, _ in pairs]
+            pairs = [(str(name), str(text)) for name, text in zip(names, texts, strict=True)]
+        names = [name for name, _ in pairs]
         answer = text_field(record, "answerKey", where)
         if answer not in names:
             raise RecordError(
-                f"{where}: answerKey {answer!r} is none of the labels {names}; mend or remove the record",
+                f"{where}: answerKey {answer!r} is not one of the labels {names}; fix or remove the record",
                 "label out of range",
             )
         yield lettered_example(stem, [text for _, text in pairs], names.index(answer), where)

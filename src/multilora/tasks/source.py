@@ -1,4 +1,4 @@
-"""Where a task's records come from: local files in their public formats, or the hub."""
+"""The source of a task's records: local files in their published formats, or the hub."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from multilora.cache import content_digest
 from multilora.errors import DataError, RecordError
 from multilora.example import Split
 from multilora.recipe.schema import HUB_PREFIX, TaskSection
-from multilora.tasks.readers import READERS, FilledRecord, Numbered, Record, read_records
+from multilora.tasks.readers import READERS, FilledRecord, Record, RecordStream, read_records
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,68 +22,67 @@ _SHARD = re.compile(r"-\d+-of-\d+$")
 class Records(Protocol):
     """The records of one split."""
 
-    def __iter__(self) -> Numbered:
-        """(where, record), in order; `where` is for messages."""
+    def __iter__(self) -> RecordStream:
+        """(where, record) pairs, in order; `where` is for errors."""
 
     def fingerprint(self) -> list[Any]:
-        """Plain values that change when the records do."""
+        """JSON values that change when the records change."""
 
 
 @dataclass(frozen=True)
 class FileRecords:
-    """The records of files, one after the other."""
+    """The records of files, in sequence."""
 
     paths: list[Path]
 
-    def __iter__(self) -> Numbered:
+    def __iter__(self) -> RecordStream:
         for path in self.paths:
             yield from read_records(path)
 
     def fingerprint(self) -> list[Any]:
-        """Path, size in bytes and time of change in nanoseconds of every file."""
+        """See `file_fingerprint`."""
         return file_fingerprint(self.paths)
 
 
 @dataclass(frozen=True)
 class HubRecords:
-    """The records of a dataset of the hub, which `datasets` keeps memory-mapped."""
+    """The records of a hub dataset, which `datasets` memory-maps."""
 
-    label: str
+    name: str
     dataset: Dataset
 
-    def __iter__(self) -> Numbered:
-        for number, record in enumerate(self.dataset):
-            yield f"{self.label} row {number}", FilledRecord(record)
+    def __iter__(self) -> RecordStream:
+        for index, record in enumerate(self.dataset):
+            yield f"{self.name} row {index}", FilledRecord(record)
 
     def fingerprint(self) -> list[Any]:
-        """That of `datasets`, which follows the content."""
+        """The fingerprint of the dataset's content by `datasets`."""
         return [self.dataset._fingerprint]
 
 
 def file_fingerprint(paths: list[Path]) -> list[Any]:
-    """Path, size in bytes and time of change in nanoseconds of every file.
+    """Name and content hash of every file, which do not change if the file is moved, touched or downloaded again.
 
     Raises:
-        DataError: a file cannot be reached.
+        DataError: a file cannot be read.
     """
     entries = []
     for path in paths:
         try:
-            status = path.stat()
+            entries.append([path.name, content_digest(path)])
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-        entries.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
     return entries
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the records of a known dataset are: in a folder with its official files, and on the hub.
+    """Where the records of a dataset are: in a folder with its official files, and on the hub.
 
-    path: used if the recipe names none; None: the recipe must
-    files: names of the training and evaluation files in a folder, the second None if the format has none; None: files
-        are named after splits, evaluation is `validation` or else `test`
-    hub_config, hub_splits: the same for a hub dataset
+    path: the default path; if None, the recipe must set it
+    files: names of the training and evaluation files in a folder, the second None if there is none; if None, files are
+        named after splits, and evaluation uses `validation`, or else `test`
+    hub_config, hub_splits: config and splits of a hub dataset
     """
 
     path: str | None = None
@@ -94,12 +94,12 @@ class Layout:
 class Source:
     """The records of a task.
 
-    A recipe's `split` and `eval_split` replace the layout's: they name splits of a hub dataset, or files in a folder
-    (`train` stands for train.jsonl, train.csv, ... and for train-00000-of-00002.parquet, ...).
+    A recipe's `split` and `eval_split` override the layout: they name splits of a hub dataset, or files in a folder
+    (`train` matches train.jsonl, train.csv, ... and train-00000-of-00002.parquet, ...).
 
     Args:
-        section: of the recipe: path, eval_path, split and eval_split
-        layout: used where the section says nothing
+        section: the task's section of the recipe: path, eval_path, split and eval_split
+        layout: used for what the section does not set
 
     Raises:
         DataError: neither section nor layout has a path.
@@ -121,7 +121,7 @@ class Source:
 
     @property
     def has_eval(self) -> bool:
-        """Whether evaluation records exist apart from the training ones."""
+        """Whether the source has a separate evaluation split."""
         if self.eval_path is not None or self.eval_split is not None:
             return True
         if self.is_hub:
@@ -131,10 +131,10 @@ class Source:
         return bool(self._named("validation") or self._named("test")) if self.files is None else bool(self.files[1])
 
     def records(self, split: Split) -> Records:
-        """The records of a split, to be read as often as wanted.
+        """The records of a split; they can be read repeatedly.
 
         Raises:
-            DataError: no such file, dataset or split.
+            DataError: the file, dataset or split does not exist.
         """
         if split == "eval" and self.eval_path is not None:
             return FileRecords([Path(self.eval_path)])
@@ -148,13 +148,13 @@ class Source:
         return FileRecords([path])
 
     def _in_folder(self, folder: Path, split: Split) -> list[Path]:
-        asked = self.split if split == "train" else self.eval_split
-        if self.files is None or asked is not None:
-            names = [asked] if asked else ["train"] if split == "train" else ["validation", "test"]
+        split_name = self.split if split == "train" else self.eval_split
+        if self.files is None or split_name is not None:
+            names = [split_name] if split_name else ["train"] if split == "train" else ["validation", "test"]
             for name in names:
-                found = self._named(name)
-                if found:
-                    return found
+                files = self._named(name)
+                if files:
+                    return files
             expected = " or ".join(f"{name}.*" for name in names)
             raise DataError(
                 f"{folder}: expected a file {expected} ({', '.join(READERS)}), found {_listing(folder)}; name the "
@@ -170,30 +170,30 @@ class Source:
         return [folder / file]
 
     def _named(self, split: str) -> list[Path]:
-        """The files of a split in the folder: one, or the shards of one.
+        """The file of a split in the folder, or its shards; empty if there is none.
 
         Raises:
-            DataError: several that are no shards, so that it is unclear which is meant.
+            DataError: several files match that are not shards of one.
         """
-        found = sorted(
+        files = sorted(
             item for item in Path(self.path).iterdir() if item.suffix in READERS and _SHARD.sub("", item.stem) == split
         )
-        if len(found) > 1 and any(item.stem == split for item in found):
-            names = ", ".join(item.name for item in found)
-            raise DataError(f"{self.path}: {names} could all be the split {split!r}; keep one, or give it as path")
-        return found
+        if len(files) > 1 and any(item.stem == split for item in files):
+            names = ", ".join(item.name for item in files)
+            raise DataError(f"{self.path}: {names} could all be the split {split!r}; keep one, or name it as path")
+        return files
 
     def _hub(self, split: Split) -> HubRecords:
         from datasets import load_dataset
 
         name, _, config = self.path.removeprefix(HUB_PREFIX).partition(":")
-        asked = self.split if split == "train" else self.eval_split
-        hub_split = asked or self.hub_splits[0 if split == "train" else 1]
+        split_name = self.split if split == "train" else self.eval_split
+        hub_split = split_name or self.hub_splits[0 if split == "train" else 1]
         if hub_split is None:
             raise DataError(f"{self.path}: this dataset has no evaluation split")
         try:
             dataset = load_dataset(name, config or self.hub_config, split=hub_split)
-        except Exception as error:  # datasets raises many kinds: network, missing repository, missing split
+        except Exception as error:  # datasets raises many types, for network, repository and split
             raise DataError(
                 f"{self.path}: cannot load split {hub_split!r} from the hub ({type(error).__name__}: {error}); "
                 "check the name and the network, or download it and give a local path"
@@ -211,7 +211,7 @@ def field(record: Record, name: str, where: str) -> Any:
     """A field of a record.
 
     Raises:
-        RecordError: the record has no such field; names those it has.
+        RecordError: the record does not have the field; names the fields it has.
     """
     if not isinstance(record, dict):
         raise RecordError(
@@ -224,10 +224,10 @@ def field(record: Record, name: str, where: str) -> Any:
 
 
 def text_field(record: Record, name: str, where: str) -> str:
-    """A field that must hold text (or a number), as text.
+    """A field that must be text or a number, as text.
 
     Raises:
-        RecordError: missing, or null, a list or an object.
+        RecordError: the field is missing, null, a list or an object.
     """
     value = field(record, name, where)
     if not isinstance(value, str | int | float):
@@ -237,10 +237,10 @@ def text_field(record: Record, name: str, where: str) -> str:
 
 
 def list_field(record: Record, name: str, where: str) -> list[Any]:
-    """A field that must hold a list.
+    """A field that must be a list.
 
     Raises:
-        RecordError: missing, or something else.
+        RecordError: the field is missing or not a list.
     """
     value = field(record, name, where)
     if not isinstance(value, list | tuple):

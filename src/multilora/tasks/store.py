@@ -1,9 +1,9 @@
-"""Examples on disk: built once from their source into a memory-mapped file, and found again by a key.
+"""Examples on disk: built once from their source, stored under a key and read from a memory-mapped file.
 
-    examples-<key>/examples.arrow    the columns of `Example`, and `record`: the number of its record
-    examples-<key>/records.json      how many records there were, and which were left out for what reason
+    examples-<key>/examples.arrow    the columns of `Example`, and `draw`: see `multilora.tasks.holdout`
+    examples-<key>/records.json      the number of records, and the draws of dropped records by reason
 
-They lie in the cache (`multilora.cache`), which may be deleted at any time.
+The folders are in the cache (`multilora.cache`), which may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from multilora.example import Example, example_features
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Part of every key, with the code of this package: raise it when what is stored changes for another reason.
-VERSION = 2
+# Part of every key, like the code of this package. Raise it when the format changes because of code elsewhere.
+VERSION = 3
 BATCH_ROWS = 1000
 EXAMPLES_FILE, RECORDS_FILE = "examples.arrow", "records.json"
 
 
 @dataclass(frozen=True)
-class UnusedRecord:
-    """A record that was left out, and the short label of why."""
+class DroppedRecord:
+    """A dropped record; `reason` is that of its `RecordError`."""
 
     reason: str
 
@@ -42,37 +42,43 @@ class UnusedRecord:
 class StoredExamples:
     """Examples from one source.
 
-    dataset: rows of `Example` with a column `record`; records: how many the source has; unused: reason -> numbers of
-    the records left out.
+    dataset: rows of `Example` with a column `draw`, see `multilora.tasks.holdout`
+    records: number of records in the source
+    lowest, highest: the lowest and highest draw of all records
+    dropped: reason -> draws of the dropped records
     """
 
     dataset: Dataset
     records: int
-    unused: dict[str, list[int]]
+    lowest: float
+    highest: float
+    dropped: dict[str, list[float]]
 
 
 def examples_key(*parts: Any) -> str:
-    """A name for examples: of plain values, of `VERSION` and of the code that makes examples."""
-    return cache_key(VERSION, _own_code(), *parts)
+    """A cache key made from `parts`, `VERSION` and the code that makes examples."""
+    return cache_key(VERSION, _tasks_code(), *parts)
 
 
 @functools.cache
-def _own_code() -> str:
-    """A changed prompt must not be answered with examples of the old one."""
+def _tasks_code() -> str:
+    """A hash of this package, so that examples are rebuilt when a built-in prompt changes."""
     return code_digest(Path(__file__).parent)
 
 
-def stored_examples(key: str, make: Callable[[], Iterator[tuple[int, Example | UnusedRecord]]]) -> StoredExamples:
-    """The examples under a key, built if they are not there yet.
+def stored_examples(
+    key: str, make: Callable[[], Iterator[tuple[float, list[Example] | DroppedRecord]]]
+) -> StoredExamples:
+    """Read the examples under a key, after building them if they do not exist.
 
-    Safe among processes: each builds in a folder of its own, and the first one's is kept.
+    Safe for concurrent processes: each builds in a temporary folder, and the first to finish is kept.
 
     Args:
         key: from `examples_key`
-        make: yields (number of the record, example or why there is none), by rising number
+        make: yields (draw, examples or `DroppedRecord`) for each record
 
     Raises:
-        DataError: the cache cannot be written to; and whatever `make` raises.
+        DataError: the cache cannot be written; and whatever `make` raises.
     """
     from datasets import Dataset
 
@@ -84,43 +90,46 @@ def stored_examples(key: str, make: Callable[[], Iterator[tuple[int, Example | U
         except OSError as error:
             raise DataError(
                 f"{error.filename or root}: the cache cannot be written ({error.strerror or error}); "
-                "set HF_DATASETS_CACHE to a folder with room"
+                "set HF_DATASETS_CACHE to a writable folder with free space"
             ) from error
     records = json.loads((folder / RECORDS_FILE).read_text(encoding="utf-8"))
-    return StoredExamples(Dataset.from_file(str(folder / EXAMPLES_FILE)), records["records"], records["unused"])
+    return StoredExamples(Dataset.from_file(str(folder / EXAMPLES_FILE)), **records)
 
 
-def _build(root: Path, folder: Path, make: Callable[[], Iterator[tuple[int, Example | UnusedRecord]]]) -> None:
+def _build(root: Path, folder: Path, make: Callable[[], Iterator[tuple[float, list[Example] | DroppedRecord]]]) -> None:
     import pyarrow as pa
     from datasets import Features, Value
 
-    schema = Features({**example_features(), "record": Value("int64")}).arrow_schema
+    schema = Features({**example_features(), "draw": Value("float64")}).arrow_schema
     root.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
     records = 0
-    unused: dict[str, list[int]] = {}
+    lowest, highest = 1.0, 0.0
+    dropped: dict[str, list[float]] = {}
     try:
         with (
             pa.OSFile(str(temporary / EXAMPLES_FILE), "wb") as sink,
             pa.ipc.new_stream(sink, schema) as writer,
         ):
             rows: list[dict[str, Any]] = []
-            for number, item in make():
-                records = number + 1
-                if isinstance(item, UnusedRecord):
-                    unused.setdefault(item.reason, []).append(number)
+            for draw, item in make():
+                records += 1
+                lowest, highest = min(lowest, draw), max(highest, draw)
+                if isinstance(item, DroppedRecord):
+                    dropped.setdefault(item.reason, []).append(draw)
                     continue
-                rows.append({**item, "record": number})
-                if len(rows) == BATCH_ROWS:
+                rows += [{**example, "draw": draw} for example in item]
+                if len(rows) >= BATCH_ROWS:
                     writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
                     rows = []
             if rows:
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
-        (temporary / RECORDS_FILE).write_text(json.dumps({"records": records, "unused": unused}), encoding="utf-8")
+        facts = {"records": records, "lowest": lowest, "highest": highest, "dropped": dropped}
+        (temporary / RECORDS_FILE).write_text(json.dumps(facts), encoding="utf-8")
         try:
             os.rename(temporary, folder)
         except OSError:
-            if not folder.is_dir():  # else another process was first, with the same examples
+            if not folder.is_dir():  # else another process has stored the same examples first
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

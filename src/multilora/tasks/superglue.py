@@ -1,7 +1,7 @@
 """The eight tasks of SuperGLUE (Wang et al. 2019, arXiv 1905.00537), from the official JSONL or the hub.
 
-The official files and the hub's `aps/super_glue` differ in nesting and in labels (words against numbers); every
-function here reads both. All eight are choices, scored as in the paper's section 3: accuracy, but for CB (accuracy and
+The official files and the hub's `aps/super_glue` differ in nesting and in labels (words or numbers); every function
+here reads both. All eight are choices, scored as in section 3 of the paper: by accuracy, except for CB (accuracy and
 F1), MultiRC (F1a and EM) and ReCoRD (F1 and EM), whose main score is the mean of the two.
 """
 
@@ -24,8 +24,8 @@ YES_NO = ["yes", "no"]
 CB_WORDS = ["true", "false", "undecided"]
 
 
-def _index(record: Record, names: list[str], where: str) -> int:
-    """The label as a position in `names`, whether stored as a word or as a number (hub)."""
+def _label_index(record: Record, names: list[str], where: str) -> int:
+    """The label as an index into `names`, whether stored as a word or (on the hub) as a number."""
     label = field(record, "label", where)
     if isinstance(label, str) and label in names:
         return names.index(label)
@@ -34,8 +34,8 @@ def _index(record: Record, names: list[str], where: str) -> int:
     raise RecordError(f"{where}: label {label!r}, expected one of {names} or 0 to {len(names) - 1}", "unknown label")
 
 
-def _truth(label: Any, where: str) -> int:
-    """Position in YES_NO of a label stored as true/false or 1/0."""
+def _yes_no_index(label: Any, where: str) -> int:
+    """The index in YES_NO of a label stored as true/false or 1/0."""
     if label in (0, 1):  # True == 1
         return 0 if label else 1
     raise RecordError(f"{where}: label {label!r}, expected true or false (or 1 or 0)", "unknown label")
@@ -45,7 +45,7 @@ def boolq(record: Record, where: str) -> Iterator[Example]:
     """BoolQ: a yes/no question about a passage."""
     question = text_field(record, "question", where).strip().rstrip("?")
     prompt = f"{text_field(record, 'passage', where)}\n\nQuestion: {question}? Answer yes or no."
-    yield choice_example(prompt, YES_NO, _truth(field(record, "label", where), where))
+    yield choice_example(prompt, YES_NO, _yes_no_index(field(record, "label", where), where))
 
 
 def cb(record: Record, where: str) -> Iterator[Example]:
@@ -55,7 +55,7 @@ def cb(record: Record, where: str) -> Iterator[Example]:
         "Is the statement true, false or undecided, given the text?"
     )
     names = ["entailment", "contradiction", "neutral"]
-    yield choice_example(prompt, CB_WORDS, _index(record, names, where))
+    yield choice_example(prompt, CB_WORDS, _label_index(record, names, where))
 
 
 def copa(record: Record, where: str) -> Iterator[Example]:
@@ -63,17 +63,17 @@ def copa(record: Record, where: str) -> Iterator[Example]:
     kind = text_field(record, "question", where)
     if kind not in ("cause", "effect"):
         raise RecordError(f"{where}: question {kind!r}, expected 'cause' or 'effect'", "unknown kind of question")
-    asked = "What was the cause of this?" if kind == "cause" else "What happened as a result?"
+    question = "What was the cause of this?" if kind == "cause" else "What happened as a result?"
     choices = [text_field(record, name, where) for name in ("choice1", "choice2")]
     listed = "\n".join(f"- {choice}" for choice in choices)
-    prompt = f"{text_field(record, 'premise', where)}\n{asked}\n{listed}"
-    yield choice_example(prompt, choices, _index(record, ["0", "1"], where))
+    prompt = f"{text_field(record, 'premise', where)}\n{question}\n{listed}"
+    yield choice_example(prompt, choices, _label_index(record, ["0", "1"], where))
 
 
 def multirc(record: Record, where: str) -> Iterator[Example]:
-    """MultiRC: is this candidate answer right? One example per candidate, all of a question in one group.
+    """MultiRC: is a proposed answer correct? One example per answer; the answers to a question form a group.
 
-    The official file nests questions and candidates in a passage; the hub has a row per candidate.
+    The official file nests questions and answers in a passage; the hub has a row per answer.
     """
     if "paragraph" in record:
         index = field(record, "idx", where)
@@ -95,12 +95,12 @@ def multirc(record: Record, where: str) -> Iterator[Example]:
 
 def _multirc_example(texts: list[str], label: Any, group: str, where: str) -> Example:
     passage, question, answer = texts
-    asked = f"Question: {question}\nProposed answer: {answer}\nIs the proposed answer correct? Answer yes or no."
-    return choice_example(f"{passage}\n\n{asked}", YES_NO, _truth(label, where), group=group)
+    query = f"Question: {question}\nProposed answer: {answer}\nIs the proposed answer correct? Answer yes or no."
+    return choice_example(f"{passage}\n\n{query}", YES_NO, _yes_no_index(label, where), group=group)
 
 
 def record_(record: Record, where: str) -> Iterator[Example]:
-    """ReCoRD: which entity of the passage fills the gap? Every official answer counts as right."""
+    """ReCoRD: which entity of the passage fills the gap? Every official answer counts as correct."""
     passage = field(record, "passage", where)
     if isinstance(passage, str):  # the hub
         text, entities = passage, list_field(record, "entities", where)
@@ -119,14 +119,14 @@ def record_(record: Record, where: str) -> Iterator[Example]:
     choices = list(dict.fromkeys(entities))
     text = re.sub(r"\n?@highlight\n", "\n- ", text)
     for query, answers in queries:
-        right = [choices.index(answer) for answer in dict.fromkeys(answers) if answer in choices]
-        if not right:
+        correct = [choices.index(answer) for answer in dict.fromkeys(answers) if answer in choices]
+        if not correct:
             raise RecordError(
                 f"{where}: none of the answers {answers} is an entity of the passage", "no answer among the entities"
             )
         listed = ", ".join(choices)
         prompt = f"{text}\n\nWhich name replaces @placeholder?\n{query}\nNames: {listed}"
-        yield choice_example(prompt, choices, right[0], also_correct=right[1:])
+        yield choice_example(prompt, choices, correct[0], also_correct=correct[1:])
 
 
 def rte(record: Record, where: str) -> Iterator[Example]:
@@ -135,7 +135,7 @@ def rte(record: Record, where: str) -> Iterator[Example]:
         f"{text_field(record, 'premise', where)}\n\nStatement: {text_field(record, 'hypothesis', where)}\n"
         "Does the statement follow from the text? Answer yes or no."
     )
-    yield choice_example(prompt, YES_NO, _index(record, ["entailment", "not_entailment"], where))
+    yield choice_example(prompt, YES_NO, _label_index(record, ["entailment", "not_entailment"], where))
 
 
 def wic(record: Record, where: str) -> Iterator[Example]:
@@ -145,7 +145,7 @@ def wic(record: Record, where: str) -> Iterator[Example]:
         f'Does the word "{text_field(record, "word", where)}" have the same meaning in both sentences? '
         "Answer yes or no."
     )
-    yield choice_example(prompt, YES_NO, _truth(field(record, "label", where), where))
+    yield choice_example(prompt, YES_NO, _yes_no_index(field(record, "label", where), where))
 
 
 def wsc(record: Record, where: str) -> Iterator[Example]:
@@ -155,7 +155,7 @@ def wsc(record: Record, where: str) -> Iterator[Example]:
     prompt = (
         f'{text_field(record, "text", where)}\n\nIn this text, does "{pronoun}" refer to "{noun}"? Answer yes or no.'
     )
-    yield choice_example(prompt, YES_NO, _truth(field(record, "label", where), where))
+    yield choice_example(prompt, YES_NO, _yes_no_index(field(record, "label", where), where))
 
 
 RENDERERS: dict[str, Callable[[Record, str], Iterator[Example]]] = {
@@ -171,12 +171,12 @@ RENDERERS: dict[str, Callable[[Record, str], Iterator[Example]]] = {
 
 
 def _f1_of_yes(examples: Sequence[Example], predictions: Sequence[str]) -> float:
-    """MultiRC's F1a: F1 of the correct candidates, over all candidates of all questions."""
+    """MultiRC's F1a: F1 of the correct answers, over all proposed answers to all questions."""
     return f1_of_class([references_of(example)[0] for example in examples], predictions, YES_NO[0])
 
 
 def _with_mean(metrics: dict[str, Metric]) -> dict[str, Metric]:
-    """The metrics below their mean, which is the score of a task that the benchmark scores in two ways."""
+    """The metrics and, as the main one, their mean, which SuperGLUE uses for tasks with two metrics."""
 
     def mean(examples: Sequence[Example], predictions: Sequence[str]) -> float:
         return sum(metric(examples, predictions) for metric in metrics.values()) / len(metrics)
@@ -199,7 +199,7 @@ METRICS_OF: dict[str, dict[str, Metric]] = {
 
 
 class SuperGlue(RecordTask):
-    """One of the eight; the recipe's name is `superglue/<task>`."""
+    """One of the eight tasks, named `superglue/<task>` in recipes."""
 
     kind = "choice"
 
@@ -207,7 +207,7 @@ class SuperGlue(RecordTask):
         self.task = section.name.removeprefix("superglue/")
         self.whole_groups = self.task == "multirc"
         self.metrics = METRICS_OF.get(self.task)
-        # The hub's plain `wsc` cuts the texts of the spans; `wsc.fixed` is the official data.
+        # The hub's `wsc` has truncated span texts; `wsc.fixed` is the official data.
         config = "wsc.fixed" if self.task == "wsc" else self.task
         layout = Layout("hub:aps/super_glue", ("train.jsonl", "val.jsonl"), config, ("train", "validation"))
         super().__init__(section, Source(section, layout))

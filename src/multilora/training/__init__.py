@@ -1,1 +1,1 @@
-"""Training on transformers' Trainer: arguments, the trainer with its loss per task, and the run."""
+"""Training with the transformers Trainer: arguments, the multi-task trainer, checkpoints and sharding."""

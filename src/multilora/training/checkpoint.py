@@ -1,8 +1,8 @@
 """Atomic checkpoints.
 
 checkpoints/
-    .writing/checkpoint-200/    being written; renamed once all of it is on disk, removed at the next start
-    checkpoint-100/             transformers' files, and progress.json: the sums behind the next line of the log
+    .writing/checkpoint-200/    in progress: renamed when complete on disk, removed at the next start
+    checkpoint-100/             the files of transformers, and progress.json: the running sums of the next log entry
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ PREFIX, STAGING, PROGRESS_FILE = "checkpoint-", ".writing", "progress.json"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first."""
+    """Return the complete checkpoints in a folder, oldest first."""
     folders = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
     return sorted(folders, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was written."""
+    """Return the optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
 @contextmanager
 def staged(folder: Path, *, main_process: bool, wait: Any) -> Iterator[Path]:
-    """A folder to write a checkpoint into; what lies in it when the block ends well is moved up into `folder`.
+    """Yield a folder to write a checkpoint to; if the block succeeds, its checkpoints are moved to `folder`.
 
     Args:
         folder: of all checkpoints
-        main_process: whether this process moves and removes
-        wait: called where processes must meet
+        main_process: whether this process moves and removes folders
+        wait: barrier of all processes
     """
     staging = folder / STAGING
     if main_process:
@@ -46,10 +46,10 @@ def staged(folder: Path, *, main_process: bool, wait: Any) -> Iterator[Path]:
         yield staging
         wait()
         if main_process:
-            for written in checkpoints(staging):
-                _flush(written)
-                shutil.rmtree(folder / written.name, ignore_errors=True)
-                os.replace(written, folder / written.name)
+            for checkpoint in checkpoints(staging):
+                _flush(checkpoint)
+                shutil.rmtree(folder / checkpoint.name, ignore_errors=True)
+                os.replace(checkpoint, folder / checkpoint.name)
     finally:
         if main_process:
             shutil.rmtree(staging, ignore_errors=True)
@@ -57,7 +57,7 @@ def staged(folder: Path, *, main_process: bool, wait: Any) -> Iterator[Path]:
 
 
 def _flush(folder: Path) -> None:
-    """Wait until a folder's files are on disk: a machine that stops must not leave a renamed but empty file."""
+    """Flush a folder's files to disk, so that a power failure cannot leave a renamed folder with empty files."""
     for file in folder.rglob("*"):
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)

@@ -1,8 +1,7 @@
-"""`torch_compile` for training: a model's repeated blocks, each in its place.
+"""`torch_compile` for training: compile a model's repeated blocks in place.
 
-The model as a whole stays a plain module, so that the loss in chunks, the hooks of FSDP2 and DeepSpeed, and saving find
-what they know; one block is compiled and its code serves all of them. (transformers compiles the whole model, output
-head included.)
+transformers compiles the whole model, including the output head. Here the model stays a plain module, so that the
+chunked loss, the hooks of FSDP2 and DeepSpeed, and saving work as usual. All blocks share the code of the first one.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from multilora.errors import InputError
 
 
 def compile_blocks(model: nn.Module, *, backend: str, mode: str | None) -> int:
-    """Compile the modules of every outermost list of two or more modules of one class, in place.
+    """Compile in place every outermost `ModuleList` of two or more modules of the same class.
 
     Args:
-        model: any model, adapted or not
+        model: any model, with or without adapters
         backend, mode: of `torch.compile`
 
     Returns:
@@ -28,8 +27,8 @@ def compile_blocks(model: nn.Module, *, backend: str, mode: str | None) -> int:
     count = _compile(model, backend, mode)
     if not count:
         raise InputError(
-            f"training.torch_compile: {type(model).__name__} has no list of two or more blocks of one class, and only "
-            "such blocks are compiled; leave torch_compile out"
+            f"training.torch_compile: {type(model).__name__} has no list of two or more blocks of the same class, and "
+            "only such blocks are compiled; remove torch_compile"
         )
     return count
 

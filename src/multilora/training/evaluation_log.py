@@ -1,10 +1,10 @@
-"""The evaluations of a run during training, and the weights of the best ones.
+"""Log of the evaluations during training, and the weights of the best ones.
 
     evaluations.jsonl    one line per evaluation
     best-<step>/         weights of the best evaluation so far, and evaluation.json with its line
 
-Checkpoints decide which weights are kept: a run that resumes from a checkpoint takes up the best evaluation up to that
-step, even if a later and better one was made before the run broke off.
+The best weights of every checkpoint are kept: a run that resumes from a checkpoint needs the best evaluation up to that
+step, even if the interrupted run went on to a better one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ LOG_FILE, BEST_PREFIX, LINE_FILE = "evaluations.jsonl", "best-", "evaluation.jso
 
 
 class EvaluationLog:
-    """Reads and writes the evaluations of one run. Every process holds the same lines; the main process writes.
+    """The evaluations of one run. All processes hold the same lines; only the main process writes.
 
     Args:
         folder: the run directory
-        first_step: the step that training goes on from; later lines are dropped
+        first_step: the step that training continues from; later lines are removed
 
     Raises:
         RunDirectoryError: the weights of the best evaluation so far are missing.
@@ -47,23 +47,23 @@ class EvaluationLog:
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
         if self.best is not None and not self.best_folder.is_dir():
             raise RunDirectoryError(
-                f"{self.best_folder}: missing; it holds the weights of the best evaluation up to step {first_step}. "
-                "Restore it, or train again in a new output_dir"
+                f"{self.best_folder}: missing; expected the weights of the best evaluation up to step {first_step}. "
+                "Restore it, or train again with a new output_dir"
             )
         self.prune([first_step])
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The line of the best evaluation, the earliest of equal ones; None if there is none yet."""
+        """The line of the best evaluation, on ties the earliest; None before the first."""
         return _best(self.lines)
 
     @property
     def best_folder(self) -> Path:
-        """Where the weights of the best evaluation are."""
+        """The folder with the weights of the best evaluation."""
         return self.folder / f"{BEST_PREFIX}{self.best['step'] if self.best else 0}"
 
     def would_be_best(self, line: dict[str, Any]) -> bool:
-        """Whether an evaluation is better than all before it."""
+        """Return whether an evaluation is better than all before it."""
         return _best([*self.lines, line]) is line
 
     def append(self, line: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ class EvaluationLog:
             append_json_line(self.folder / LOG_FILE, line)
 
     def prune(self, checkpoint_steps: Iterable[int]) -> None:
-        """Remove weights that are neither the best now nor the best up to one of the checkpoints."""
+        """Remove weights that are neither the best so far nor the best up to one of the checkpoints."""
         if not is_main_process():
             return
         candidates = [self.best, *(_best(line for line in self.lines if line["step"] <= s) for s in checkpoint_steps)]

@@ -1,4 +1,4 @@
-"""From a recipe to everything that is settled before the first step: arguments, plan, adapted model."""
+"""Prepare a recipe for training: arguments, plan and adapted model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from multilora.training.arguments import training_arguments
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe with everything that is known before the first step."""
+    """A recipe with its model, plan and training arguments."""
 
     recipe: Recipe
     model: Any
@@ -32,15 +32,15 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
-    """Make the plan, load the base and adapt it; nothing is written.
+    """Make the plan, load the base and attach the adapter; nothing is written.
 
     Args:
         recipe: from `Recipe.load`
-        plan: made for the same base, tasks, mixture and batch size, to train another method on; by default the
-            recipe's own is made
+        plan: an existing plan for the same base, tasks, mixture and batch size, to compare methods; by default, the
+            recipe's plan is made
 
     Raises:
-        InputError: whatever in the recipe, the data or the model cannot be used.
+        InputError: the recipe, the data or the model cannot be used.
     """
     arguments = recipe_arguments(recipe)
     config = load_model_config(recipe.model)
@@ -52,14 +52,14 @@ def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
         check_packing(model, collator_for(model, plan.renderer.tokenizer, packed=True))
     model = attach(model, recipe.adapter, seed=arguments.seed)
     arguments.max_steps = plan.steps
-    for name in ("save_steps", "logging_steps"):  # fractions as steps, so that a checkpoint and a resumed run agree
+    for name in ("save_steps", "logging_steps"):  # turn fractions into steps, as in a checkpoint
         if 0 < getattr(arguments, name) < 1:
             setattr(arguments, name, math.ceil(plan.steps * getattr(arguments, name)))
     return Prepared(recipe, model, plan, arguments)
 
 
 def recipe_arguments(recipe: Recipe) -> TrainingArguments:
-    """The `TrainingArguments` of a recipe; see `training_arguments`."""
+    """Create the `TrainingArguments` of a recipe; see `training_arguments`."""
     return training_arguments(
         recipe.training,
         output_dir=str(Path(recipe.output_dir) / "checkpoints"),
@@ -69,12 +69,12 @@ def recipe_arguments(recipe: Recipe) -> TrainingArguments:
 
 
 def plan_for(recipe: Recipe, config: Any, arguments: TrainingArguments) -> Plan:
-    """The plan of a recipe; needs the base's config and tokenizer, not its weights.
+    """Make the plan of a recipe, which needs the config and tokenizer of the base but not its weights.
 
     Raises:
-        InputError: whatever in the recipe or the data cannot be used.
+        InputError: the recipe or the data cannot be used.
     """
-    # One process per machine tokenizes, the others read what it has cached.
+    # One process per machine tokenizes; the others read its cache.
     with arguments.main_process_first(desc="tokenizing"):
         return make_plan(
             recipe,
@@ -87,12 +87,12 @@ def plan_for(recipe: Recipe, config: Any, arguments: TrainingArguments) -> Plan:
 
 
 def stays_in_place(arguments: TrainingArguments) -> bool:
-    """Whether the model is trained where it was loaded, by this process alone."""
+    """Return whether the model is trained on the device it was loaded on, by this process alone."""
     return bool(arguments.device.type == "cpu" and arguments.world_size == 1)
 
 
 def check_generation_length(recipe: Recipe, config: Any) -> None:
-    """Whether evaluation during training can generate, before training begins.
+    """Check before training that evaluation during training can generate.
 
     Raises:
         RecipeError: `max_new_tokens` leaves no room for a prompt.
@@ -104,8 +104,8 @@ def check_generation_length(recipe: Recipe, config: Any) -> None:
     if generating:
         raise RecipeError(
             [
-                f"evaluation.max_new_tokens: {section.max_new_tokens} leaves no room for a prompt among the "
-                f"{positions} positions of the model, and evaluation during training generates answers for "
+                f"evaluation.max_new_tokens: {section.max_new_tokens} leaves no room for a prompt in the model's "
+                f"{positions} positions, and evaluation during training generates answers for "
                 f"{', '.join(generating)}; use at most {positions - 2}"
             ]
         )

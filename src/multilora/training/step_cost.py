@@ -1,4 +1,4 @@
-"""What a step of a plan costs on this machine, measured on two batches; nothing is kept."""
+"""Measure the time and memory of a training step on this machine, without training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from multilora.training.prepare import Prepared
 
 @dataclass(frozen=True)
 class StepCost:
-    """seconds: of one optimizer step on this process; peak_bytes: of memory on its device, optimizer state included."""
+    """Cost of a training step on one process.
+
+    seconds: per optimizer step
+    peak_bytes: peak memory of the device, including the optimizer state
+    """
 
     seconds: float
     peak_bytes: int
@@ -25,10 +29,10 @@ class StepCost:
 
 
 def step_cost(prepared: Prepared) -> StepCost:
-    """Run forward and backward of the plan's first rows twice, and time the second.
+    """Run two forward and backward passes on the first rows of the plan, and time the second.
 
-    The time of a whole step is that of one device batch times the accumulated ones; the optimizer's own time is left
-    out, its two moments per trained parameter (Adam's) are counted into the memory. The model's gradients are cleared.
+    The time of a step is that of one batch times the accumulation steps, without the optimizer itself; its memory
+    includes Adam's two moments per trained parameter. Gradients are cleared.
     """
     model, plan, arguments = prepared.model, prepared.plan, prepared.arguments
     device = best_device()
@@ -43,13 +47,13 @@ def step_cost(prepared: Prepared) -> StepCost:
         batch = {key: value.to(device) for key, value in collate([dataset[start + i] for i in range(size)]).items()}
         labels = batch.pop("labels")
         batch.pop("task_ids")
-        begin = time.perf_counter()
+        start_time = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=bool(arguments.bf16)):
             losses, _ = token_losses(model, batch, labels)
         torch.autograd.backward(losses.mean())
         if device.type == "cuda":
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - start_time
         model.zero_grad(set_to_none=True)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()

@@ -1,4 +1,4 @@
-"""transformers' Trainer with our loss (weighted, logged per task), order, batches and watch over every step."""
+"""The transformers Trainer, extended by the plan's order, a weighted loss logged per task, and health checks."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from multilora.training.sharding import check_sharding, check_written, reduce_in
 
 
 class MultiTaskTrainer(Trainer):
-    """Trains on a plan, in its order, and logs `loss/<task>` beside the loss.
+    """Trainer for a plan: trains on its rows in order and logs `loss/<task>` next to the loss.
 
     Args:
-        model: a causal language model, adapted or not
-        args: any `TrainingArguments`; they are copied. `remove_unused_columns` is turned off, because the task ids must
-            reach the loss, and `torch_compile` compiles the model's repeated blocks instead of all of it
-        plan: from `multilora.plan`; its rows per step must equal what `args` asks for
-        scale_lr_factor: learning rate of MultiLoRA's scales over `args.learning_rate`
-        up_lr_factor: the same for the up-projections B of MultiLoRA and LoRA
-        loss_weighting: what counts the same in a step's loss: every trained `token`, every `example` (the mean over its
-            trained tokens), or every `task` of the step (likewise)
+        model: a causal language model, with or without adapters
+        args: any `TrainingArguments`; they are copied. `remove_unused_columns` is turned off, because the loss needs
+            the task ids, and `torch_compile` compiles only the model's repeated blocks
+        plan: from `multilora.plan`; its rows per step must match `args`
+        scale_lr_factor: multiplies `args.learning_rate` for MultiLoRA's scales
+        up_lr_factor: multiplies it for the up-projections B of MultiLoRA and LoRA
+        loss_weighting: what has the same weight in the loss of a step: every trained `token`, every `example` (mean
+            over its trained tokens) or every `task` (mean over its trained tokens)
         on_nonfinite: `stop` or `skip` a step whose loss or gradient norm is not finite
-        **kwargs: passed on to `transformers.Trainer`
+        **kwargs: passed to `transformers.Trainer`
 
     Raises:
-        InputError: batch size, accumulation and processes do not multiply to the plan's rows per step, or one
-            process would drive several GPUs; an unknown weighting or `on_nonfinite`; what FSDP or DeepSpeed cannot do.
-        RunError: while training, at a step that is not finite.
+        InputError: batch size x accumulation x processes differs from the plan's rows per step; one process would
+            drive several GPUs; an unknown weighting or `on_nonfinite`; settings that FSDP or DeepSpeed cannot handle.
+        RunError: during training, at a step that is not finite.
     """
 
     def __init__(
@@ -66,21 +66,21 @@ class MultiTaskTrainer(Trainer):
         rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         if rows_per_step != plan.rows_per_step:
             raise InputError(
-                f"the arguments take {rows_per_step} rows per step ({args.train_batch_size} x "
-                f"{args.gradient_accumulation_steps} accumulated x {args.world_size} processes), the plan holds "
-                f"{plan.rows_per_step}; make the plan for these arguments"
+                f"the arguments use {rows_per_step} rows per step (batch size {args.train_batch_size} x "
+                f"{args.gradient_accumulation_steps} accumulation steps x {args.world_size} processes), but the plan "
+                f"has {plan.rows_per_step}; make a plan for these arguments"
             )
         check_one_device(args)
         weighting.check(loss_weighting)
-        args = copy.copy(args)  # the caller's own may serve another trainer
+        args = copy.copy(args)  # the caller may use them for another trainer
         args.remove_unused_columns = False
-        # transformers would remove an old checkpoint before the new one is whole.
+        # transformers would remove an old checkpoint before the new one is complete.
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         self.compiled = args.torch_compile
         if self.compiled:
             compile_blocks(model, backend=str(args.torch_compile_backend), mode=args.torch_compile_mode)
-            args.torch_compile, args.torch_compile_backend = False, None  # accelerate would compile all of it
-        args.logging_nan_inf_filter = False  # it hides what `health` reports, and waits for the device every batch
+            args.torch_compile, args.torch_compile_backend = False, None  # else accelerate compiles the whole model
+        args.logging_nan_inf_filter = False  # it hides what `health` reports, and synchronizes after every batch
         tokenizer = plan.renderer.tokenizer
         super().__init__(
             model=model,
@@ -93,7 +93,7 @@ class MultiTaskTrainer(Trainer):
         self.plan = plan
         self.lr_factors = {"scale_factor": scale_lr_factor, "up_factor": up_lr_factor}
         self.loss_weighting = loss_weighting
-        # The loss below is divided by a count over the whole accumulated batch, over all processes.
+        # compute_loss already divides by a count over all accumulated batches and processes.
         self.model_accepts_loss_kwargs = True
         self._staging: Path | None = None
         self.tally = Tally(len(plan.task_names))
@@ -106,15 +106,15 @@ class MultiTaskTrainer(Trainer):
             reduce_in_float32(self.accelerator)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
-        """The plan's own order."""
+        """Return the rows in the order of the plan."""
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         return SequentialSampler(dataset)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """transformers' own, with its groups split by kind of parameter."""
-        given = self.optimizer is not None
+        """Create the optimizer as transformers does, with its groups split by kind of parameter."""
+        custom = self.optimizer is not None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if not given:
+        if not custom:
             split_groups(optimizer, self.model if model is None else model, **self.lr_factors)
         return optimizer
 
@@ -125,14 +125,14 @@ class MultiTaskTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The weighted mean cross-entropy over the trained tokens of the (accumulated, gathered) batch."""
+        """Compute the weighted mean cross-entropy of the trained tokens, normalised over the full batch of the step."""
         batch = dict(inputs)
-        given = {key: value for key, value in batch.items() if key not in ("labels", "task_ids")}
-        losses, trained = token_losses(model, given, batch["labels"])
+        model_inputs = {key: value for key, value in batch.items() if key not in ("labels", "task_ids")}
+        losses, trained = token_losses(model, model_inputs, batch["labels"])
         total = self._totals(batch) if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         loss = weighting.weighted_loss(self.loss_weighting, losses, batch, total)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
+            loss = loss * self.accelerator.num_processes  # undoes the averaging of gradients over processes
         if model.training:
             self.tally.add(loss, losses, batch["task_ids"][:, 1:][trained])
         return (loss, {}) if return_outputs else loss
@@ -141,27 +141,27 @@ class MultiTaskTrainer(Trainer):
         return weighting.totals(self.loss_weighting, batch, len(self.plan.task_names))
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Any:
-        """What the step's loss is divided by, over all accumulated batches and processes."""
+        """Return the normaliser of the step's loss, over all accumulated batches and processes."""
         if self.loss_weighting == "token" or not batch_samples:
             return super()._get_num_items_in_batch(batch_samples, device)
         total = torch.stack([self._totals(batch) for batch in batch_samples]).sum(dim=0).to(device)
         return self.accelerator.reduce(total, reduction="sum") if self.args.average_tokens_across_devices else total
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """transformers' own; a batch that is not finite must not spoil the running sum of a run that skips steps."""
+        """Run a training step; if steps may be skipped, keep non-finite losses out of the running sum."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss if self.health.on_nonfinite == "stop" else loss.nan_to_num(0.0, 0.0, 0.0)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """transformers' own, shown to `health`."""
+        """Compute the gradient norm and pass it to `health`."""
         self.health.gradient_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         return self.health.gradient_norm
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """transformers' own; of a model spread over processes what was trained is gathered, not a frozen base."""
-        if not self.is_spread:
+        """Save the model; if it is sharded, gather the trained weights, but not a frozen base."""
+        if not self.is_sharded:
             super().save_model(output_dir, _internal_call)
-        elif not (_internal_call and self.is_fsdp_enabled and self._keeps_shards()):  # there the shards are enough
+        elif not (_internal_call and self.is_fsdp_enabled and self._saves_shards()):  # else the shards are enough
             state = trained_weights(self.model)
             if self.args.should_save:
                 folder = output_dir or str(self.args.output_dir)
@@ -169,21 +169,21 @@ class MultiTaskTrainer(Trainer):
                 check_written(self.model, Path(folder))
 
     @property
-    def is_spread(self) -> bool:
-        """Whether FSDP2 or DeepSpeed spreads the model, or what belongs to it, over processes."""
+    def is_sharded(self) -> bool:
+        """Whether FSDP2 or DeepSpeed shards the model, its gradients or its optimizer state."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
-    def _keeps_shards(self) -> bool:
+    def _saves_shards(self) -> bool:
         return "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
 
     def write_weights(self, path: Path, complete: Callable[[Path], None]) -> None:
-        """The trained weights as `save_pretrained` writes them, whole or not at all; all processes must call it.
+        """Write the trained weights atomically, as `save_pretrained` does; all processes must call it.
 
         Args:
-            path: the folder to write; one that is there is replaced
-            complete: adds to the folder, on the main process, before it takes its place
+            path: the folder to write; replaced if it exists
+            complete: called on the main process to add files before the folder is moved to `path`
         """
-        state = trained_weights(self.model) if self.is_spread else None
+        state = trained_weights(self.model) if self.is_sharded else None
         if self.is_world_process_zero():
             with atomic_folder(path) as folder:
                 self.accelerator.unwrap_model(self.model).save_pretrained(
@@ -195,7 +195,7 @@ class MultiTaskTrainer(Trainer):
         return str(self._staging or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """transformers' own, made atomic, with the sums behind the next line of the log."""
+        """Save a checkpoint atomically, with the running sums of the next log entry."""
         folder = Path(self.args.output_dir)
         main_process = self.is_world_process_zero()
         with staged(folder, main_process=main_process, wait=self.accelerator.wait_for_everyone) as self._staging:
@@ -210,10 +210,10 @@ class MultiTaskTrainer(Trainer):
             keep_newest(folder, self.checkpoint_limit)
 
     def _progress(self) -> dict[str, Any]:
-        """The sums of all processes together; each must call it."""
+        """Return the running sums over all processes; every process must call it."""
 
-        def reduce(sums: Tensor, how: str) -> Tensor:
-            reduced: Tensor = self.accelerator.reduce(sums, reduction=how)
+        def reduce(sums: Tensor, reduction: str) -> Tensor:
+            reduced: Tensor = self.accelerator.reduce(sums, reduction=reduction)
             return reduced
 
         return {
@@ -225,7 +225,7 @@ class MultiTaskTrainer(Trainer):
         }
 
     def restore_progress(self, checkpoint: Path) -> None:
-        """Take up the sums that `checkpoint` was written with; transformers has just set them to zero."""
+        """Restore the running sums from `checkpoint`, after transformers has reset them to zero."""
         progress = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
         self._tr_loss += progress["loss"]
         self._total_loss_scalar = progress["total_loss"]
@@ -234,7 +234,7 @@ class MultiTaskTrainer(Trainer):
         self.tally.load_state_dict(progress["tally"], self.args.device, main_process=self.is_world_process_zero())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """transformers' own; a resumed run also takes up the sums behind its next log."""
+        """Train; a resumed run also restores the running sums of its next log entry."""
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
             checkpoint = get_last_checkpoint(str(self.args.output_dir))
@@ -242,9 +242,10 @@ class MultiTaskTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds `loss/<task>`, the mean over the task's trained tokens since the last log, and what `health` knows.
+        """Log `loss/<task>` (the mean over the task's trained tokens since the last log) and the values of `health`.
 
-        A task unseen is left out. `loss` is the mean over the steps taken; it is left out if all were skipped.
+        Tasks without trained tokens are omitted. `loss` is the mean over the steps taken; it is omitted if all were
+        skipped.
         """
         if "loss" in logs:
             if self.tally.skipped:
@@ -263,14 +264,14 @@ class MultiTaskTrainer(Trainer):
 
 
 class _TrainBegin(TrainerCallback):
-    """What can be done only when training begins: after a model is split, after transformers has reset its sums."""
+    """Tasks for the start of training, after the model is sharded and transformers has reset its sums."""
 
     def __init__(self, trainer: MultiTaskTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         trainer = self.trainer
-        if trainer.plan.packed and trainer.is_spread:  # earlier no process could run the model alone
+        if trainer.plan.packed and trainer.is_sharded:  # before this, the model could not be run
             check_packing(trainer.model, trainer.data_collator)
         if trainer._resumed_from is not None and (trainer._resumed_from / PROGRESS_FILE).is_file():
             trainer.restore_progress(trainer._resumed_from)

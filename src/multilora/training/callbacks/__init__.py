@@ -1,1 +1,1 @@
-"""Callbacks of transformers' Trainer: health of every step, evaluation during training, logging, signals."""
+"""Trainer callbacks: health checks, evaluation during training, logging, signals."""

@@ -1,6 +1,6 @@
-"""Evaluation during training: every task's scores, what was forgotten, the best weights so far, early stopping.
+"""Evaluation during training: scores per task, forgetting, best weights, early stopping.
 
-Everything that decides about later steps is read from the log of evaluations, so a resumed run decides alike.
+All decisions are based on the log of evaluations, so a resumed run makes the same ones.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from multilora.training.evaluation_log import BEST_PREFIX, LINE_FILE, Evaluation
 
 
 def summarise(values: dict[str, float], with_metric: set[str], best_by: str) -> float:
-    """The number that evaluations are compared by.
+    """Combine the merits of all tasks into the value that evaluations are compared by.
 
     Args:
         values: `TaskScore.merit` of every task
-        with_metric: tasks with a metric; if there are none, the losses of all tasks decide
-        best_by: `macro` (mean over tasks), `worst` (the lowest), or a task's name
+        with_metric: tasks that have a metric; only these count, or all tasks if there are none
+        best_by: `macro` (mean over tasks), `worst` (minimum over tasks), or the name of a task
     """
     if best_by in values:
         return values[best_by]
@@ -36,13 +36,13 @@ def summarise(values: dict[str, float], with_metric: set[str], best_by: str) -> 
 
 
 class EvaluateDuringTraining(TrainerCallback):
-    """Scores the model every `section.every` optimizer steps and at the last one.
+    """Evaluate the model every `section.every` optimizer steps and at the last step.
 
     Args:
-        section: of the recipe
-        score: scores the model as it is now; every process calls it, the main process's scores count
-        log: the run's evaluations
-        trainer: a MultiTaskTrainer; it logs the scores and writes the best weights
+        section: the recipe's `evaluation:` section
+        score: evaluates the current model; all processes call it, the scores of the main process are used
+        log: the evaluations of the run
+        trainer: a MultiTaskTrainer, which logs the scores and writes the best weights
     """
 
     def __init__(
@@ -53,35 +53,35 @@ class EvaluateDuringTraining(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Evaluate if it is time."""
+        """Evaluate if this step is due."""
         every = self.section.every
         if not every or (state.global_step % every and state.global_step < state.max_steps):
             return control
         model = self.trainer.model
-        kept = torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else [])
-        # Compiled blocks would be compiled anew for every length.
-        with kept, torch.compiler.set_stance("force_eager"):
+        preserved_rng = torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else [])
+        # Compiled blocks would recompile for every sequence length.
+        with preserved_rng, torch.compiler.set_stance("force_eager"):
             scores = self.score()
         model.train()
-        # All processes must decide alike.
+        # All processes must make the same decisions.
         (line,) = broadcast_object_list([self._line(state.global_step, scores)])
         self._record(line, args)
         flat = self._flat(line)
         step_log_due = control.should_log
         self.trainer.log(flat)
-        control.should_log = step_log_due  # logging has reset it, and the step's own log is still to come
+        control.should_log = step_log_due  # logging resets it, but the log of the step itself is still due
         control = self.trainer.callback_handler.on_evaluate(args, state, control, flat)
         if self.section.patience and self._evaluations_since_best() >= self.section.patience:
             control.should_training_stop = True
         return control
 
     def _record(self, line: dict[str, Any], args: TrainingArguments) -> None:
-        """Weights first: a line that says best must have its folder."""
+        """Write the weights before the line, so that the line of a best evaluation always has its folder."""
         if self.log.would_be_best(line):
             folder = self.log.folder / f"{BEST_PREFIX}{line['step']}"
 
-            def complete(written: Path) -> None:
-                write_json(written / LINE_FILE, line)
+            def complete(new_folder: Path) -> None:
+                write_json(new_folder / LINE_FILE, line)
 
             self.trainer.write_weights(folder, complete)
         self.log.append(line)
@@ -94,7 +94,7 @@ class EvaluateDuringTraining(TrainerCallback):
     def _line(self, step: int, scores: dict[str, TaskScore]) -> dict[str, Any]:
         merits = {name: score.merit for name, score in scores.items()}
         with_metric = {name for name, score in scores.items() if score.value is not None}
-        best_before = {name: max(self._earlier(name), default=merit) for name, merit in merits.items()}
+        best_before = {name: max(self._earlier_merits(name), default=merit) for name, merit in merits.items()}
         return {
             "step": step,
             "compared": summarise(merits, with_metric, self.section.best_by),
@@ -103,11 +103,11 @@ class EvaluateDuringTraining(TrainerCallback):
             "tasks": {name: asdict(score) for name, score in scores.items()},
         }
 
-    def _earlier(self, task: str) -> Iterable[float]:
+    def _earlier_merits(self, task: str) -> Iterable[float]:
         return [line["merits"][task] for line in self.log.lines]
 
     def _flat(self, line: dict[str, Any]) -> dict[str, float]:
-        """For metrics.jsonl and trackers: `eval/<task>/<metric>`, `eval/<task>/loss`, `eval/<task>/forgotten`."""
+        """Flatten a line for metrics.jsonl and trackers: `eval/<task>/<metric>`, `.../loss`, `.../forgotten`."""
         flat = {f"eval/{self.section.best_by}": line["compared"]}
         for name, score in line["tasks"].items():
             flat[f"eval/{name}/loss"] = score["loss"]

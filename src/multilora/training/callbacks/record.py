@@ -1,4 +1,4 @@
-"""Logs of the trainer, passed on to a run's log and to its progress bar."""
+"""Forward the trainer's logs to a run's log and its progress bar."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class Recorder(TrainerCallback):
-    """Passes every log on, from the main process alone.
+    """Forward every log of the main process.
 
     Args:
         log: called with (step, values)
-        advance: of the progress bar
+        advance: advances the progress bar
     """
 
     def __init__(self, log: Callable[[int, dict[str, float]], None], advance: Callable[..., None]) -> None:
         self.log, self.advance = log, advance
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """One step further."""
+        """Advance the progress bar."""
         self.advance()
 
     def on_log(
@@ -31,7 +31,7 @@ class Recorder(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Record it, and show the loss beside the bar."""
+        """Record the values, and show the loss next to the progress bar."""
         if not state.is_world_process_zero or not logs:
             return
         if "loss" in logs:

@@ -1,4 +1,4 @@
-"""Ending a run cleanly when it is told to stop."""
+"""Stop a run cleanly on a signal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class StopOnSignal(TrainerCallback):
-    """At SIGTERM or SIGINT: finish the step, write a checkpoint, stop. A second signal ends the process as usual.
+    """On SIGTERM or SIGINT, finish the step, write a checkpoint and stop. A second signal has its usual effect.
 
-    A signal may reach several processes at different steps, or only some of them; whichever sees it first stops all.
+    Signals may reach the processes at different steps, or only some of them; the first one stops all processes.
 
     Attributes:
         received: name of the signal, or None
@@ -35,8 +35,8 @@ class StopOnSignal(TrainerCallback):
         self._previous = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start listening."""
-        if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other
+        """Install the signal handlers."""
+        if threading.current_thread() is threading.main_thread():  # only it may set signal handlers
             self._previous = {
                 number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)
             }
@@ -44,11 +44,11 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Ask for a checkpoint and the end, if a signal has come."""
+        """Request a checkpoint and the end of training if a process has received a signal."""
         if args.world_size > 1:
-            came = torch.tensor(float(self.received is not None), device=args.device)
-            dist.all_reduce(came, dist.ReduceOp.MAX)
-            if came.item() and self.received is None:
+            any_received = torch.tensor(float(self.received is not None), device=args.device)
+            dist.all_reduce(any_received, dist.ReduceOp.MAX)
+            if any_received.item() and self.received is None:
                 self.received = "a signal to another process"
         if self.received and state.global_step < state.max_steps:
             control.should_save = True
@@ -56,5 +56,5 @@ class StopOnSignal(TrainerCallback):
         return control
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Give signals back to whoever handled them before."""
+        """Restore the previous signal handlers."""
         self._restore()

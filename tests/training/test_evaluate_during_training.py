@@ -1,4 +1,4 @@
-"""Evaluation while training: scores, what was forgotten, the best weights, early stopping, and all of it on resume."""
+"""Evaluation during training: scores, forgetting, best weights, early stopping, all of it also after a resume."""
 
 from __future__ import annotations
 
@@ -40,65 +40,67 @@ def weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
-def same(one, other):
-    return all(torch.equal(one[key], value) for key, value in other.items())
+def same(weights, expected):
+    return all(torch.equal(weights[key], value) for key, value in expected.items())
 
 
 def test_every_task_is_scored_and_logged(recipe):
     run = multilora.train(recipe, OPTIONS)
-    found = lines(run)
-    assert [line["step"] for line in found] == [2, 4, 6, 8]
+    evaluations = lines(run)
+    assert [line["step"] for line in evaluations] == [2, 4, 6, 8]
     logged = [line for line in run.metrics if "eval/macro" in line]
     assert [line["step"] for line in logged] == [2, 4, 6, 8]
-    for line, flat in zip(found, logged, strict=True):
+    for line, flat in zip(evaluations, logged, strict=True):
         assert set(line["tasks"]) == {"even", "echo"}
         assert flat["eval/even/loss"] == line["tasks"]["even"]["loss"]
         assert flat["eval/even/accuracy"] == line["tasks"]["even"]["value"]
         assert line["compared"] == pytest.approx(sum(line["merits"].values()) / 2)
     best = {"even": -1.0, "echo": -1.0}
-    for line in found:
+    for line in evaluations:
         for name, value in line["merits"].items():
             best[name] = max(best[name], value)
             assert line["forgotten"][name] == pytest.approx(best[name] - value)
 
 
-def test_evaluation_changes_no_step(recipe, tmp_path):
-    with_it = multilora.train(recipe, OPTIONS)
+def test_evaluation_does_not_change_training(recipe, tmp_path):
+    with_evaluation = multilora.train(recipe, OPTIONS)
     without = multilora.train(recipe, [*OPTIONS, "evaluation.every=null", f"output_dir={tmp_path / 'without'}"])
-    assert same(weights(with_it.weights), weights(without.weights))
-    losses = [{line["step"]: line["loss"] for line in run.metrics if "loss" in line} for run in (with_it, without)]
-    assert losses[0] == losses[1]  # nor any line of the log
+    assert same(weights(with_evaluation.weights), weights(without.weights))
+    losses = [
+        {line["step"]: line["loss"] for line in run.metrics if "loss" in line} for run in (with_evaluation, without)
+    ]
+    assert losses[0] == losses[1]  # the log is unchanged, too
     assert list(losses[0]) == list(range(1, 9))
 
 
 def test_the_best_weights_are_kept(recipe):
     run = multilora.train(recipe, [*OPTIONS, "evaluation.keep=best", "evaluation.best_by=echo"])
-    found = lines(run)
-    best = max(found, key=lambda line: line["merits"]["echo"])
+    evaluations = lines(run)
+    best = max(evaluations, key=lambda line: line["merits"]["echo"])
     assert json.loads((run.path / f"best-{best['step']}" / "evaluation.json").read_text())["step"] == best["step"]
     assert run.training["weights_of_step"] == best["step"]
     assert same(weights(run.weights), weights(run.path / f"best-{best['step']}"))
     run.load_model()
 
 
-def test_it_stops_when_nothing_gets_better(recipe):
+def test_early_stopping(recipe):
     run = multilora.train(recipe, [*OPTIONS, "training.learning_rate=1e-12", "evaluation.patience=2"])
     assert [line["step"] for line in lines(run)] == [2, 4, 6]
     assert (run.training["steps"], run.training["planned_steps"]) == (6, 8)
 
 
 @pytest.mark.parametrize("stop", [3, 4, 5])
-def test_a_resumed_run_evaluates_and_decides_the_same(recipe, tmp_path, stop):
+def test_a_resumed_run_makes_the_same_evaluations_and_decisions(recipe, tmp_path, stop):
     options = [*OPTIONS, "evaluation.keep=best", "training.save_steps=3"]
-    whole = multilora.train(recipe, [*options, f"output_dir={tmp_path / 'whole'}"])
+    uninterrupted = multilora.train(recipe, [*options, f"output_dir={tmp_path / 'uninterrupted'}"])
     with pytest.raises(RunError, match="power cut"):
         multilora.train(recipe, options, callbacks=[FailAt(stop)])
     resumed = multilora.train(recipe, options, resume=True)
-    assert lines(resumed) == lines(whole)
-    assert same(weights(resumed.weights), weights(whole.weights))
+    assert lines(resumed) == lines(uninterrupted)
+    assert same(weights(resumed.weights), weights(uninterrupted.weights))
 
 
-def test_what_evaluations_are_compared_by():
+def test_values_that_evaluations_are_compared_by():
     values = {"a": 0.5, "b": 0.25, "c": -3.0}
     assert summarise(values, {"a", "b"}, "macro") == 0.375
     assert summarise(values, {"a", "b"}, "worst") == 0.25
@@ -106,14 +108,14 @@ def test_what_evaluations_are_compared_by():
     assert summarise({"c": -3.0, "d": -1.0}, set(), "macro") == -2.0
 
 
-def test_a_task_without_a_metric_counts_by_its_loss():
+def test_the_merit_of_a_task_without_a_metric_is_its_negative_loss():
     from multilora.evaluation.task_score import TaskScore
 
     score = TaskScore(metric="none", value=None, stderr=None, n=3, loss=2.5, truncated=0, dropped=0, metrics={})
     assert score.merit == -2.5
 
 
-def test_what_would_do_nothing_is_refused(recipe):
+def test_settings_without_effect_raise(recipe):
     with pytest.raises(RecipeError) as caught:
         multilora.plan(recipe, ["evaluation={best_by: evne, keep: best, patience: 3}"])
     assert "evaluation.best_by: 'evne' is neither macro nor worst nor a task (did you mean 'even'?)" in str(

@@ -1,4 +1,4 @@
-"""Every trained parameter in one group, at its kind's learning rate; the two ways to a faster scale are one."""
+"""Parameter groups: every trained parameter is in one group, and `scale_lr_factor` is equivalent to `lora_alpha`."""
 
 from __future__ import annotations
 
@@ -44,29 +44,29 @@ def factors(run):
     return [factor.detach() for layer in layers for factor in layer.effective_factors("default")]
 
 
-def test_a_constant_in_front_equals_a_faster_scale(recipe, tmp_path):
-    # Adam's second moments start near zero here; epsilon would tell the two apart.
+def test_lora_alpha_equals_scale_lr_factor(recipe, tmp_path):
+    # Adam's second moments are tiny at the start, where epsilon would make a difference.
     common = ["training.max_steps=8", "training.adam_epsilon=1.0e-30"]
     runs = {
         name: multilora.train(recipe, [*common, f"output_dir={tmp_path / name}", *extra])
         for name, extra in {
-            "alpha": ["adapter.lora_alpha=10"],  # r = 2: a constant of 5
+            "alpha": ["adapter.lora_alpha=10"],  # alpha / r = 5
             "factor": ["optimizer.scale_lr_factor=5"],
             "plain": [],
         }.items()
     }
-    got, wanted, plain = (factors(runs[name]) for name in ("alpha", "factor", "plain"))
-    for mine, theirs in zip(got, wanted, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
-    assert any((mine - theirs).abs().max() > 0.05 for mine, theirs in zip(got, plain, strict=True))
+    with_alpha, with_factor, plain = (factors(runs[name]) for name in ("alpha", "factor", "plain"))
+    for actual, expected in zip(with_alpha, with_factor, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+    assert any((actual - other).abs().max() > 0.05 for actual, other in zip(with_alpha, plain, strict=True))
 
 
-def test_the_logged_rate_is_the_one_asked_for(recipe):
+def test_the_logged_learning_rate_is_that_of_the_recipe(recipe):
     run = multilora.train(recipe, ["optimizer.scale_lr_factor=8", "training.lr_scheduler_type=constant"])
     assert {line["learning_rate"] for line in run.metrics if "learning_rate" in line} == {0.01}
 
 
-def test_a_factor_that_would_do_nothing_is_refused(recipe):
+def test_factors_without_effect_raise(recipe):
     with pytest.raises(RecipeError) as caught:
         multilora.plan(recipe, ["adapter={method: full}", "optimizer={scale_lr_factor: 8, up_lr_factor: 2}"])
     assert "optimizer.scale_lr_factor: 8.0 has no effect with adapter.method `full`" in str(caught.value)

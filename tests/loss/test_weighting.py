@@ -1,4 +1,4 @@
-"""What counts the same in a step's loss, however the step is batched."""
+"""Loss weightings, which do not depend on how a step is split into batches."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ LOSSES = torch.tensor([1.0, 3.0, 8.0, 4.0])
         ("task", False, (2 + 6) / 2),
     ],
 )
-def test_by_hand(weighting, packed, expected):
+def test_weighted_loss_of_a_known_batch(weighting, packed, expected):
     batch = make_batch(packed)
     total = totals(weighting, batch, num_tasks=3)
     assert weighted_loss(weighting, LOSSES, batch, total).item() == pytest.approx(expected)
 
 
-def test_segments_are_told_apart():
+def test_example_index_of_every_token():
     assert examples_of(make_batch(True)).tolist() == [[0, 0, 0, 0, 1, 1], [2, 2, 3, 3, 3, 3]]
     assert examples_of(make_batch(False)).tolist() == [[0] * 6, [1] * 6]
 
 
-def test_an_unknown_weighting_is_refused(recipe):
+def test_unknown_weightings_raise(recipe):
     with pytest.raises(InputError, match=r"'tokens'; expected one of token, example, task"):
         check("tokens")
     with pytest.raises(RecipeError, match=r"loss.weighting"):
@@ -62,9 +62,9 @@ def trained(recipe, path, *overrides):
 
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_accumulated_equals_a_big_batch(recipe, tmp_path, weighting, packing):
+def test_accumulation_equals_one_large_batch(recipe, tmp_path, weighting, packing):
     options = [f"loss.weighting={weighting}", f"data.packing={packing}", "training.max_steps=3"]
-    run, big = trained(recipe, tmp_path / "big", *options)
+    run, large = trained(recipe, tmp_path / "large", *options)
     accumulated_run, accumulated = trained(
         recipe,
         tmp_path / "accumulated",
@@ -72,17 +72,17 @@ def test_accumulated_equals_a_big_batch(recipe, tmp_path, weighting, packing):
         "training.per_device_train_batch_size=1",
         "training.gradient_accumulation_steps=4",
     )
-    for key, value in big.items():
+    for key, value in large.items():
         torch.testing.assert_close(accumulated[key], value, rtol=1e-3, atol=1e-5)
-    for ours, theirs in zip(run.metrics, accumulated_run.metrics, strict=True):
-        for key in ours.keys() & {"loss", "loss/even", "loss/echo"}:
-            assert theirs[key] == pytest.approx(ours[key], rel=1e-4)
+    for expected, actual in zip(run.metrics, accumulated_run.metrics, strict=True):
+        for key in expected.keys() & {"loss", "loss/even", "loss/echo"}:
+            assert actual[key] == pytest.approx(expected[key], rel=1e-4)
 
 
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_the_first_logged_loss_is_the_weighted_mean(recipe, weighting, packing):
-    """From the plan's rows and a loss per example, one at a time."""
+    """The expected value is computed from the plan, one example at a time."""
     overrides = [f"loss.weighting={weighting}", f"data.packing={packing}", "training.max_steps=1"]
     run = multilora.train(recipe, [*overrides, "training.gradient_accumulation_steps=2"])
     plan = multilora.plan(recipe, [*overrides, "training.gradient_accumulation_steps=2", f"output_dir={run.path}-2"])

@@ -1,4 +1,4 @@
-"""The chunked loss: the model's own loss and gradients, whatever the head; full logits never exist."""
+"""The chunked loss equals the model's own loss and gradients for any head, without materializing full logits."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ SIZES = {
 }
 
 
-def made(model_class, config):
+def build(model_class, config):
     torch.manual_seed(0)
     model = model_class(config).eval()
-    with torch.no_grad():  # larger logits, so that a cap or a scale shows
+    with torch.no_grad():  # larger logits, so that a cap or a scale has an effect
         model.get_output_embeddings().weight.mul_(20)
     return model
 
 
 def make_gptj():
-    """Its head has a bias."""
+    """A model whose head has a bias."""
     config = GPTJConfig(vocab_size=VOCABULARY, n_positions=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4)
-    model = made(GPTJForCausalLM, config)
+    model = build(GPTJForCausalLM, config)
     torch.nn.init.normal_(model.lm_head.bias)
     return model
 
@@ -66,10 +66,10 @@ MODELS = {
     "llama": make_llama,
     "gpt2": make_gpt2,
     "gptj": make_gptj,
-    "qwen2": lambda: made(Qwen2ForCausalLM, Qwen2Config(**SIZES)),
-    "gemma2": lambda: made(Gemma2ForCausalLM, Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=3.0)),
-    "cohere": lambda: made(CohereForCausalLM, CohereConfig(**SIZES, logit_scale=0.0625)),
-    "granite": lambda: made(GraniteForCausalLM, GraniteConfig(**SIZES, logits_scaling=8.0)),
+    "qwen2": lambda: build(Qwen2ForCausalLM, Qwen2Config(**SIZES)),
+    "gemma2": lambda: build(Gemma2ForCausalLM, Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=3.0)),
+    "cohere": lambda: build(CohereForCausalLM, CohereConfig(**SIZES, logit_scale=0.0625)),
+    "granite": lambda: build(GraniteForCausalLM, GraniteConfig(**SIZES, logits_scaling=8.0)),
 }
 
 
@@ -82,8 +82,8 @@ def make_batch(seed=0, vocabulary=VOCABULARY):
     return {"input_ids": ids, "attention_mask": mask}, labels
 
 
-def own_losses(model, inputs, labels):
-    """The model's logits, all of them, and torch's cross-entropy."""
+def reference_losses(model, inputs, labels):
+    """torch's cross-entropy of the model's full logits."""
     logits = model(**inputs, use_cache=False).logits[:, :-1].float()
     targets = labels[:, 1:]
     return F.cross_entropy(logits[targets != -100], targets[targets != -100], reduction="none")
@@ -97,30 +97,30 @@ def gradients(model, losses, weights):
 
 def assert_same(model, inputs, labels, *, chunk=5, rtol=1e-5, atol=1e-5):
     weights = torch.rand(int((labels[:, 1:] != -100).sum()), generator=torch.Generator().manual_seed(1))
-    expected = own_losses(model, inputs, labels)
-    wanted = gradients(model, expected, weights)
+    expected = reference_losses(model, inputs, labels)
+    expected_gradients = gradients(model, expected, weights)
     losses, _ = token_losses(model, inputs, labels, chunk=chunk)
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, expected, rtol=rtol, atol=atol)
-    got = gradients(model, losses, weights)
-    assert got.keys() == wanted.keys()
-    assert wanted
-    for name, gradient in wanted.items():
+    actual_gradients = gradients(model, losses, weights)
+    assert actual_gradients.keys() == expected_gradients.keys()
+    assert expected_gradients
+    for name, gradient in expected_gradients.items():
         size = float(gradient.abs().max()) or 1.0
-        torch.testing.assert_close(got[name], gradient, rtol=rtol, atol=atol * max(1.0, size), msg=name)
+        torch.testing.assert_close(actual_gradients[name], gradient, rtol=rtol, atol=atol * max(1.0, size), msg=name)
     with torch.no_grad():
         torch.testing.assert_close(token_losses(model, inputs, labels, chunk=chunk)[0], expected, rtol=rtol, atol=atol)
 
 
 def is_chunked(model):
     return output_head.plain_head(model) is not None and isinstance(
-        output_head._found[model.get_output_embeddings()], LogitMap
+        output_head._detected[model.get_output_embeddings()], LogitMap
     )
 
 
 @pytest.mark.parametrize("trained", ["all", "frozen head"])
 @pytest.mark.parametrize("name", list(MODELS))
-def test_losses_and_gradients_are_the_models_own(name, trained):
+def test_losses_and_gradients_equal_the_models_own(name, trained):
     model = MODELS[name]()
     if trained == "frozen head":
         model.get_output_embeddings().requires_grad_(False)
@@ -129,8 +129,8 @@ def test_losses_and_gradients_are_the_models_own(name, trained):
     assert is_chunked(model)
     with torch.no_grad():
         labels = torch.where(inputs["attention_mask"] == 1, inputs["input_ids"], -100)
-        own = model(**inputs, labels=labels).loss
-        torch.testing.assert_close(token_losses(model, inputs, labels)[0].mean(), own, rtol=1e-5, atol=1e-5)
+        model_loss = model(**inputs, labels=labels).loss
+        torch.testing.assert_close(token_losses(model, inputs, labels)[0].mean(), model_loss, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -142,10 +142,10 @@ def test_losses_and_gradients_are_the_models_own(name, trained):
         ("granite", LogitMap(scale=0.125)),
     ],
 )
-def test_what_a_model_does_to_its_heads_output_is_found(name, expected):
+def test_logit_map_is_detected(name, expected):
     model = MODELS[name]()
     token_losses(model, *make_batch())
-    assert output_head._found[model.get_output_embeddings()] == expected
+    assert output_head._detected[model.get_output_embeddings()] == expected
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
@@ -169,12 +169,12 @@ def test_reduced_precision_heads_against_float32(dtype, head_trained):
         (losses.sum() * 3).backward()
         results.append([losses, h.grad, *([w.grad] if head_trained else [])])
         assert h.grad.dtype == kind
-    for precise, rough in zip(*results, strict=True):
-        torch.testing.assert_close(rough.float(), precise, rtol=5e-2, atol=5e-2)
+    for precise, reduced in zip(*results, strict=True):
+        torch.testing.assert_close(reduced.float(), precise, rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("config", [MultiLoraConfig, LoraConfig])
-def test_under_an_adapter(config):
+def test_adapted_model(config):
     model = get_peft_model(make_llama(), config(r=2, target_modules="all-linear"))
     assert_same(model, *make_batch())
     assert is_chunked(model.get_base_model())
@@ -201,19 +201,19 @@ def test_packed_rows():
     rows = []
     for lengths in ([5, 7], [4, 3, 3]):
         ids = torch.randint(3, VOCABULARY, (sum(lengths),), generator=generator).tolist()
-        places = [i for size in lengths for i in range(size)]
-        labels = [i if place > 1 else -100 for i, place in zip(ids, places, strict=True)]
-        rows.append({"input_ids": ids, "labels": labels, "task_ids": [0] * len(ids), "position_ids": places})
+        positions = [i for size in lengths for i in range(size)]
+        labels = [i if position > 1 else -100 for i, position in zip(ids, positions, strict=True)]
+        rows.append({"input_ids": ids, "labels": labels, "task_ids": [0] * len(ids), "position_ids": positions})
     batch = Collator(0, packed=True)(rows)
     inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
     assert_same(make_llama(), inputs, batch["labels"])
 
 
-def test_the_first_call_leaves_random_numbers_and_modules_alone():
+def test_the_first_call_does_not_change_random_state_or_modules():
     model = make_llama(attention_dropout=0.3).train()
     inputs, labels = make_batch()
     results = []
-    for _ in range(2):  # the first looks at the head, the second knows it
+    for _ in range(2):  # only the first call measures the head
         torch.manual_seed(3)
         results.append(token_losses(model, inputs, labels)[0].detach())
         assert "forward" not in vars(model.lm_head)
@@ -230,8 +230,8 @@ def test_a_failing_forward_restores_the_head():
     assert model(**inputs).logits.shape == (BATCH, LENGTH, VOCABULARY)
 
 
-class Twisted(type(make_llama())):
-    """Does something to its logits that is neither scaling nor capping."""
+class ShiftedLogits(type(make_llama())):
+    """A model that changes its logits by more than scaling and capping."""
 
     def forward(self, *args, **kwargs):
         output = super().forward(*args, **kwargs)
@@ -239,9 +239,9 @@ class Twisted(type(make_llama())):
         return output
 
 
-def twisted():
+def shifted():
     model = make_llama()
-    model.__class__ = Twisted
+    model.__class__ = ShiftedLogits
     return model
 
 
@@ -251,37 +251,37 @@ def hooked():
     return model
 
 
-def quantised():
+def custom_linear():
     model = make_llama()
 
-    class Other(torch.nn.Linear):
+    class RoundingLinear(torch.nn.Linear):
         def forward(self, x):
             return super().forward(x).round(decimals=1) + self.weight.sum() * 0
 
-    model.lm_head.__class__ = Other
+    model.lm_head.__class__ = RoundingLinear
     return model
 
 
 FALLBACKS = {
-    "head saved whole": lambda: get_peft_model(
+    "head in modules_to_save": lambda: get_peft_model(
         make_llama(), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
     ),
     "adapted head": lambda: get_peft_model(make_llama(), MultiLoraConfig(r=2, target_modules=["q_proj", "lm_head"])),
     "LoRA on the head": lambda: get_peft_model(make_llama(), LoraConfig(r=2, target_modules=["q_proj", "lm_head"])),
     "hook": hooked,
-    "other class": quantised,
-    "logits changed": twisted,
+    "other class": custom_linear,
+    "logits shifted": shifted,
 }
 
 
 @pytest.mark.parametrize("name", list(FALLBACKS))
-def test_any_other_head_takes_the_models_own_logits_and_says_so(name, caplog):
+def test_other_heads_use_the_models_own_logits_and_warn(name, caplog):
     model = FALLBACKS[name]()
     assert_same(model, *make_batch())
-    assert caplog.text.count("the loss takes the model's own logits") == 1
+    assert caplog.text.count("the loss is computed from the model's own logits") == 1
 
 
-def test_a_head_adapted_later_is_noticed():
+def test_a_head_adapted_later_is_detected():
     model, (inputs, labels) = make_llama(), make_batch()
     token_losses(model, inputs, labels)
     adapted = get_peft_model(model, MultiLoraConfig(r=2, target_modules=["lm_head"], init_weights=False))
@@ -302,7 +302,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("head_trained", [True, False])
-def test_full_logits_are_never_formed(head_trained):
+def test_full_logits_are_never_materialized(head_trained):
     vocabulary, chunk = 4096, 4
     model = make_llama(vocab_size=vocabulary, hidden_size=16)
     model.get_input_embeddings().requires_grad_(False)
@@ -310,16 +310,16 @@ def test_full_logits_are_never_formed(head_trained):
     inputs, labels = make_batch(vocabulary=vocabulary)
     labels = inputs["input_ids"]
     trained = labels[:, 1:].numel()
-    with LargestTensor() as seen:
+    with LargestTensor() as tracker:
         losses, _ = token_losses(model, inputs, labels, chunk=chunk)
         losses.sum().backward()
-    # The head's own gradient is as large as its weight, the first call looks at 18 rows of logits.
+    # The head's gradient is as large as its weight; the first call measures 18 rows of logits.
     allowed = max(18, 16 if head_trained else 0) * vocabulary
-    assert seen.largest <= allowed < trained * vocabulary
+    assert tracker.largest <= allowed < trained * vocabulary
     if not head_trained:
-        with LargestTensor() as seen:
+        with LargestTensor() as tracker:
             token_losses(model, inputs, labels, chunk=chunk)[0].sum().backward()
-        assert seen.largest <= 16 * vocabulary  # nothing above the weight itself (its transpose is a view)
+        assert tracker.largest <= 16 * vocabulary  # at most the weight itself (its transpose is a view)
 
 
 @settings(max_examples=40, deadline=None)
@@ -332,7 +332,7 @@ def test_full_logits_are_never_formed(head_trained):
     scale=st.sampled_from([1.0, 0.25, -2.0]),
     cap=st.sampled_from([None, 1.5]),
 )
-def test_any_chunk_size_gives_the_same(tokens, chunk, vocabulary, with_bias, trained, scale, cap):
+def test_results_do_not_depend_on_the_chunk_size(tokens, chunk, vocabulary, with_bias, trained, scale, cap):
     generator = torch.Generator().manual_seed(tokens)
 
     def draw(*shape):
@@ -343,23 +343,23 @@ def test_any_chunk_size_gives_the_same(tokens, chunk, vocabulary, with_bias, tra
     weights = draw(tokens)
     results = []
     for chunked in (True, False):
-        parts = [copy.deepcopy(part) for part in (hidden, weight, bias)]
-        parts[0].requires_grad_()
-        for part in parts[1:]:
-            if part is not None:
-                part.requires_grad_(trained)
+        tensors = [copy.deepcopy(tensor) for tensor in (hidden, weight, bias)]
+        tensors[0].requires_grad_()
+        for tensor in tensors[1:]:
+            if tensor is not None:
+                tensor.requires_grad_(trained)
         if chunked:
-            losses = linear_cross_entropy(*parts, targets, LogitMap(scale, cap), chunk=chunk)
+            losses = linear_cross_entropy(*tensors, targets, LogitMap(scale, cap), chunk=chunk)
         else:
-            logits = F.linear(*parts) * scale
+            logits = F.linear(*tensors) * scale
             logits = logits if cap is None else torch.tanh(logits / cap) * cap
             losses = F.cross_entropy(logits, targets, reduction="none")
         (losses * weights).sum().backward()
-        results.append([losses, *(part.grad for part in parts if part is not None)])
-    for mine, theirs in zip(*results, strict=True):
-        assert (mine is None) == (theirs is None)
-        if mine is not None:
-            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        results.append([losses, *(tensor.grad for tensor in tensors if tensor is not None)])
+    for actual, expected in zip(*results, strict=True):
+        assert (actual is None) == (expected is None)
+        if actual is not None:
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_without_trained_tokens():

@@ -1,4 +1,4 @@
-"""Two processes (gloo, CPU): the loss through DDP's and FSDP2's hooks, and every weighting's normaliser."""
+"""Two processes (gloo, CPU): the loss under DDP and FSDP2, and the normaliser of every weighting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_gpt2, make_llama
 from peft import get_peft_model
-from processes import WORLD, together
+from processes import WORLD, run_in_two_processes
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -27,7 +27,7 @@ COUNT = (LABELS[:, 1:] != -100).sum()
 def adapted():
     return get_peft_model(
         make_llama(), MultiLoraConfig(r=2, target_modules="all-linear", init_weights=False)
-    )  # drawn from torch's seed, which make_llama sets
+    )  # make_llama sets the seed
 
 
 def sharded(model):
@@ -45,11 +45,11 @@ CASES = {
 
 
 def two_steps(model, rank=0, world=1):
-    """Gradients of the second step, by name without wrappers."""
-    mine = slice(rank, None, world)
+    """Gradients of the second step, by parameter name without wrappers."""
+    rows = slice(rank, None, world)
     for _ in range(2):
         model.zero_grad()
-        losses, _ = token_losses(model, {"input_ids": IDS[mine]}, LABELS[mine], chunk=3)
+        losses, _ = token_losses(model, {"input_ids": IDS[rows]}, LABELS[rows], chunk=3)
         (losses.sum() / COUNT * world).backward()
     grads = {}
     for name, parameter in model.named_parameters():
@@ -76,20 +76,20 @@ def process(rank, folder, recipe):
 
 
 def test_two_processes_equal_one(recipe, tmp_path):
-    multilora.plan(recipe, ["data.num_proc=1"])  # fills the cache that the processes read
-    together(process, tmp_path, recipe)
+    multilora.plan(recipe, ["data.num_proc=1"])  # fills the cache for both processes
+    run_in_two_processes(process, tmp_path, recipe)
     results = torch.load(tmp_path / "gradients.pt")
     for case, (make, _) in CASES.items():
-        wanted = two_steps(make())
-        assert results[case].keys() == wanted.keys(), case
-        for name, gradient in wanted.items():
+        expected = two_steps(make())
+        assert results[case].keys() == expected.keys(), case
+        for name, gradient in expected.items():
             torch.testing.assert_close(results[case][name], gradient, rtol=1e-4, atol=1e-5, msg=f"{case}: {name}")
     for weighting in ("token", "example", "task"):
         one = train(recipe, tmp_path / f"{weighting}-alone", weighting, size=2)
         two = multilora.Run(tmp_path / weighting)
-        for ours, theirs in zip(one.metrics, two.metrics, strict=True):
-            for key in ours.keys() & {"loss", "loss/even", "loss/echo", "scale_norm/branch_0"}:
-                assert theirs[key] == pytest.approx(ours[key], rel=1e-4), (weighting, key)
+        for expected_line, line in zip(one.metrics, two.metrics, strict=True):
+            for key in expected_line.keys() & {"loss", "loss/even", "loss/echo", "scale_norm/branch_0"}:
+                assert line[key] == pytest.approx(expected_line[key], rel=1e-4), (weighting, key)
         weights = [load_file(run.weights / "adapter_model.safetensors") for run in (one, two)]
         for key, value in weights[0].items():
             torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)

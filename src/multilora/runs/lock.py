@@ -1,0 +1,86 @@
+"""One process at a time writes a run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from multilora.errors import RunDirectoryError
+
+LOCK_FILE = ".lock"
+
+
+class RunLock:
+    """An exclusive lock on a run directory, held while the block runs. The system releases it if the process dies.
+
+    The directory is created if it is missing, and removed again at the end if nothing was written into it.
+
+    Args:
+        path: the run directory
+        active: False in all processes of a launch but the main one, where nothing is locked
+
+    Raises:
+        RunDirectoryError: another process holds the lock (names its pid and host), or the directory cannot be written.
+    """
+
+    def __init__(self, path: Path, *, active: bool = True) -> None:
+        self.path, self.active = path, active
+        self._descriptor: int | None = None
+        self._created = False
+
+    def __enter__(self) -> RunLock:
+        if not self.active:
+            return self
+        if self.path.exists() and not self.path.is_dir():
+            raise RunDirectoryError(f"{self.path}: is a file; choose a new folder")
+        file = self.path / LOCK_FILE
+        try:
+            self._created = not self.path.exists()
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunDirectoryError(
+                f"{self.path}: cannot be written ({reason}); set output_dir to a folder that can"
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = _holder(file)
+            os.close(descriptor)
+            raise RunDirectoryError(
+                f"{self.path}: another process is writing this run ({holder}); wait for it, stop it, or choose another "
+                "output_dir"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        facts = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        os.write(descriptor, json.dumps(facts).encode())
+        self._descriptor = descriptor
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._descriptor is None:
+            return
+        # Before the lock is released: afterwards the file may be another process's.
+        with suppress(OSError):
+            (self.path / LOCK_FILE).unlink()
+            if self._created:
+                self.path.rmdir()  # only if it is empty
+        os.close(self._descriptor)
+        self._descriptor = None
+
+
+def _holder(file: Path) -> str:
+    try:
+        holder = json.loads(file.read_text(encoding="utf-8"))
+        return f"pid {holder['pid']} on {holder['host']}, since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown"
