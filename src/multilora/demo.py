@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from multilora.foreign_errors import own_errors
 from multilora.methods import FULL
 from multilora.recipe import Recipe
 from multilora.report.comparison import write_report
@@ -44,6 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+@own_errors
 def run_demo(out: str | Path) -> Comparison:
     """Train and compare four methods, and write the runs, the figures and `report.html` to `out`.
 

@@ -76,7 +76,7 @@ def test_evaluation_does_not_change_training(recipe, tmp_path):
 def test_the_best_weights_are_kept(recipe):
     run = multilora.train(recipe, [*OPTIONS, "evaluation.keep=best", "evaluation.best_by=echo"])
     evaluations = lines(run)
-    best = max(evaluations, key=lambda line: line["merits"]["echo"])
+    best = max(reversed(evaluations), key=lambda line: line["merits"]["echo"])
     assert json.loads((run.path / f"best-{best['step']}" / "evaluation.json").read_text())["step"] == best["step"]
     assert run.training["weights_of_step"] == best["step"]
     assert same(weights(run.weights), weights(run.path / f"best-{best['step']}"))

@@ -7,10 +7,12 @@ from pathlib import Path
 from multilora.analysis.figures import draw_spectra
 from multilora.analysis.spectrum import Spectrum, adapter_spectrum, difference_spectrum
 from multilora.files import atomic_folder, write_json
+from multilora.foreign_errors import own_errors
 from multilora.methods import FULL
 from multilora.runs.directory import Run
 
 
+@own_errors
 def analyze(run: Run | str | Path) -> Spectrum:
     """Compute the singular values of Delta W for every adapted matrix; write them and a figure to `analysis/`.
 
@@ -19,6 +21,7 @@ def analyze(run: Run | str | Path) -> Spectrum:
         AdapterError: the method has no additive weight update.
     """
     run = run if isinstance(run, Run) else Run(run)
+    run.check_writable()
     method = run.recipe.adapter.method
     if method == FULL:
         spectrum = difference_spectrum(run.load_base(), run.load_model(), method)

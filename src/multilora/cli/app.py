@@ -27,6 +27,7 @@ app.add_typer(nano.app, name="nano")
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
+    debug: bool = typer.Option(False, "--debug", help="Print the traceback of an error; works anywhere on the line."),
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
     """Fine-tune one language model on many tasks."""

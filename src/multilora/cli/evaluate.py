@@ -45,3 +45,4 @@ def evaluate(
             rows.append(["", metric, "", *values, "", "", "", ""])
     columns = ["task", "metric", "n", "before", "after", "loss before", "loss after", "truncated", "dropped"]
     table("scores in percent ± standard error; loss in nats per response token", columns, rows)
+    print(f"weights of step {evaluation.weights_of_step:,}")

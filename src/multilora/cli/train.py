@@ -35,7 +35,7 @@ def train(recipe: RecipePath, overrides: Overrides = None, resume: Resume = Fals
     rows = [[name, f"{first:.3f}", f"{last:.3f}"] for name, (first, last) in first_and_last.items()]
     title = (
         f"{facts['steps']:,} steps in {facts['seconds']:.0f} s, {facts['trainable_parameters']:,} of "
-        f"{facts['total_parameters']:,} parameters trainable"
+        f"{facts['total_parameters']:,} parameters trainable; weights of step {facts['weights_of_step']:,}"
     )
     table(title, ["task", "first logged loss", "last logged loss"], rows)
     print(f"run: {run.path}\nnext: multilora eval {run.path}")

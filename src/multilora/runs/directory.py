@@ -11,6 +11,7 @@ best-<step>/        weights of the best evaluation
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from multilora.errors import RecipeError, RunDirectoryError
 from multilora.methods import FULL
 from multilora.modeling import load_base, load_tokenizer
 from multilora.recipe import Recipe
+from multilora.runs.lock import LOCK_FILE
 
 RECIPE_FILE, METRICS_FILE, FACTS_FILE = "recipe.yaml", "metrics.jsonl", "train.json"
 
@@ -66,6 +68,15 @@ class Run:
             return [json.loads(line) for line in text.splitlines()]
         except (OSError, ValueError) as error:
             raise _damaged(self.path / METRICS_FILE, error) from None
+
+    def check_writable(self) -> None:
+        """Find out before the work whether its result can be written.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        with tempfile.TemporaryFile(dir=self.path):
+            pass
 
     def load_tokenizer(self) -> Any:
         """Load the tokenizer of the base."""
@@ -123,7 +134,7 @@ def check_free(path: Path) -> None:
     """
     if path.is_file():
         raise RunDirectoryError(f"{path}: is a file; choose a new folder")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(item.name != LOCK_FILE for item in path.iterdir()):
         if (path / RECIPE_FILE).exists():
             raise RunDirectoryError(
                 f"{path}: already holds a run; choose another folder, remove this one, or resume this run "

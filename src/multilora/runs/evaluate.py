@@ -8,8 +8,10 @@ from typing import Any
 
 from multilora.data.render import Renderer
 from multilora.data.tokenize import row_length
+from multilora.errors import InputError
 from multilora.evaluation.score import Scores, evaluation_sets, score_tasks
 from multilora.files import write_json
+from multilora.foreign_errors import own_errors
 from multilora.modeling import best_device, to_device
 from multilora.runs.directory import Run
 
@@ -20,15 +22,18 @@ class Evaluation:
 
     before: Scores
     after: Scores
+    weights_of_step: int
 
     def as_dict(self) -> dict[str, Any]:
         """Return the scores as JSON-compatible values."""
         return {
             "before": {name: asdict(score) for name, score in self.before.items()},
             "after": {name: asdict(score) for name, score in self.after.items()},
+            "weights_of_step": self.weights_of_step,
         }
 
 
+@own_errors
 def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evaluation:
     """Score the base and the trained model of a run on every task, and write the scores to the run's `eval.json`.
 
@@ -41,8 +46,11 @@ def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evalu
         RecipeError: the evaluation data of some tasks cannot be used; one problem per task.
     """
     run = run if isinstance(run, Run) else Run(run)
+    run.check_writable()
     recipe = run.recipe
     section = recipe.evaluation
+    if max_examples is not None and max_examples < 1:
+        raise InputError(f"max_examples is {max_examples}, expected at least 1")
     if max_examples is not None:
         section = section.model_copy(update={"max_examples": max_examples})
     sets = evaluation_sets(recipe, section.max_examples)
@@ -54,6 +62,6 @@ def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evalu
     before = score_tasks(base, renderer, sets, section, length, "evaluating base")
     del base
     after = score_tasks(to_device(run.load_model(), device), renderer, sets, section, length, "evaluating run")
-    evaluation = Evaluation(before, after)
+    evaluation = Evaluation(before, after, run.training["weights_of_step"])
     write_json(run.path / "eval.json", evaluation.as_dict())
     return evaluation

@@ -32,18 +32,20 @@ class RunLock:
     def __init__(self, path: Path, *, active: bool = True) -> None:
         self.path, self.active = path, active
         self._descriptor: int | None = None
-        self._created = False
+        self._created: list[Path] = []
 
     def __enter__(self) -> RunLock:
         if not self.active:
             return self
-        if self.path.exists() and not self.path.is_dir():
-            raise RunDirectoryError(f"{self.path}: is a file; choose a new folder")
         file = self.path / LOCK_FILE
         try:
-            self._created = not self.path.exists()
+            if self.path.is_file():
+                raise RunDirectoryError(f"{self.path}: is a file; choose a new folder")
+            self._created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        except RunDirectoryError:
+            raise
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RunDirectoryError(
@@ -72,8 +74,8 @@ class RunLock:
         # Before the lock is released: afterwards the file may be another process's.
         with suppress(OSError):
             (self.path / LOCK_FILE).unlink()
-            if self._created:
-                self.path.rmdir()  # only if it is empty
+            for folder in self._created:
+                folder.rmdir()  # only if it is empty
         os.close(self._descriptor)
         self._descriptor = None
 

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from multilora.cache import cache_key, cache_root
 from multilora.errors import RecipeError
 from multilora.files import write_json
+from multilora.foreign_errors import own_errors
 from multilora.metrics import METRICS
 from multilora.recipe import HUB_PREFIX, Recipe
 
@@ -26,6 +27,7 @@ PACKAGES = ("multilora", "torch", "transformers", "tokenizers", "peft", "dataset
 ENVIRONMENT = ("WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ACCELERATE_")
 
 
+@own_errors
 def plan_preview(
     source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = (), *, measure: bool = True
 ) -> dict[str, Any]:

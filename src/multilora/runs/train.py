@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,20 @@ from multilora.data.probe import check_packing
 from multilora.errors import InputError, RunError
 from multilora.evaluation.score import evaluation_sets, score_tasks
 from multilora.files import atomic_folder
+from multilora.foreign_errors import own_errors
 from multilora.modeling import load_model_config, parameter_counts
 from multilora.processes import is_main_process
 from multilora.progress import progress
 from multilora.recipe import Recipe
 from multilora.runs.directory import RECIPE_FILE, Run, check_free, saved_recipe, weights_folder
 from multilora.runs.environment import environment
+from multilora.runs.lock import RunLock
 from multilora.runs.resume import check_same_recipe
 from multilora.runs.writer import RunWriter
 from multilora.training.callbacks.evaluate import EvaluateDuringTraining
 from multilora.training.callbacks.record import Recorder
 from multilora.training.callbacks.stop_on_signal import StopOnSignal
-from multilora.training.checkpoint import checkpoints, step_of
+from multilora.training.checkpoint import last_complete, step_of
 from multilora.training.evaluation_log import EvaluationLog
 from multilora.training.prepare import Prepared, plan_for, prepare, recipe_arguments, stays_in_place
 from multilora.training.trainer import MultiTaskTrainer
@@ -37,6 +41,7 @@ logger = logging.getLogger(__name__)
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
 
 
+@own_errors
 def plan(recipe: RecipeLike, overrides: Sequence[str] = ()) -> Plan:
     """Make the plan of a recipe: all training rows, in order. Nothing is written, and no weights are loaded.
 
@@ -51,6 +56,7 @@ def plan(recipe: RecipeLike, overrides: Sequence[str] = ()) -> Plan:
     return plan_for(loaded, load_model_config(loaded.model), recipe_arguments(loaded))
 
 
+@own_errors
 def train(
     recipe: RecipeLike,
     overrides: Sequence[str] = (),
@@ -73,21 +79,31 @@ def train(
     """
     loaded = Recipe.load(recipe, overrides)
     path = Path(loaded.output_dir)
-    if resume and (path / RECIPE_FILE).is_file():
-        check_same_recipe(loaded, saved_recipe(path))
-        if weights_folder(path, loaded.adapter.method).is_dir():
-            logger.warning("%s: the run is already finished; nothing to resume", path)
-            return Run(path)
-        prepared = prepare(loaded)
-        if (path / "plan" / SUMMARY_FILE).is_file():
-            prepared.plan.check_same(path / "plan")
-        complete = checkpoints(path / "checkpoints")
-        if not complete:
-            logger.warning("%s: no complete checkpoint; training restarts from the beginning", path)
-        return run_prepared(prepared, path, callbacks, complete[-1] if complete else None)
-    if is_main_process():  # the others would see what it has already written
-        check_free(path)
-    return run_prepared(prepare(loaded), path, callbacks)
+    with RunLock(path, active=is_main_process()):  # in the other processes, its files are already there
+        if resume and (path / RECIPE_FILE).is_file():
+            return _resume(loaded, path, callbacks)
+        if is_main_process():
+            check_free(path)
+        return run_prepared(prepare(loaded), path, callbacks)
+
+
+def _resume(recipe: Recipe, path: Path, callbacks: Sequence[TrainerCallback]) -> Run:
+    check_same_recipe(recipe, saved_recipe(path))
+    if weights_folder(path, recipe.adapter.method).is_dir():
+        logger.warning("%s: the run is already finished; nothing to resume", path)
+        return Run(path)
+    prepared = prepare(recipe)
+    if (path / "plan" / SUMMARY_FILE).is_file():
+        prepared.plan.check_same(path / "plan")
+    checkpoint = last_complete(path / "checkpoints")
+    if checkpoint is None:
+        logger.warning("%s: no complete checkpoint; training restarts from the beginning", path)
+    elif prepared.arguments.save_only_model:
+        raise InputError(
+            "training.save_only_model: such checkpoints lack the optimizer, so this run cannot be resumed; remove "
+            f"{path} to train again without it"
+        )
+    return run_prepared(prepared, path, callbacks, checkpoint)
 
 
 def run_prepared(
@@ -97,7 +113,7 @@ def run_prepared(
     recipe, plan_ = prepared.recipe, prepared.plan
     trainable, total = parameter_counts(prepared.model)
     stop = StopOnSignal()
-    trainer = _trainer(prepared, [*callbacks, stop])
+    trainer = _trainer(prepared, path, [*callbacks, stop])
     first_step = step_of(checkpoint) if checkpoint else 0
     writer = RunWriter(path, active=trainer.is_world_process_zero())
     writer.begin(recipe, environment(recipe.mixture.seed, prepared.arguments.seed), plan_, first_step)
@@ -109,6 +125,7 @@ def run_prepared(
         _fit(trainer, path, checkpoint)
     if stop.received and trainer.state.global_step < plan_.steps:
         raise RunError(f"stopped by {stop.received} after step {trainer.state.global_step}\n{_how_to_resume(path)}")
+    _check_taken_steps(trainer, path)
     keep_best = recipe.evaluation.keep == "best"
     best = evaluations if keep_best and evaluations and evaluations.best else None
     writer.finish(
@@ -128,19 +145,20 @@ def run_prepared(
     return Run(path)
 
 
-def _trainer(prepared: Prepared, callbacks: Sequence[TrainerCallback]) -> MultiTaskTrainer:
+def _trainer(prepared: Prepared, path: Path, callbacks: Sequence[TrainerCallback]) -> MultiTaskTrainer:
     recipe, plan_ = prepared.recipe, prepared.plan
     try:
-        trainer = MultiTaskTrainer(
-            model=prepared.model,
-            args=prepared.arguments,
-            plan=plan_,
-            callbacks=list(callbacks),
-            scale_lr_factor=recipe.optimizer.scale_lr_factor,
-            up_lr_factor=recipe.optimizer.up_lr_factor,
-            loss_weighting=recipe.loss.weighting,
-            on_nonfinite=recipe.loss.on_nonfinite,
-        )
+        with _tensorboard_in(path / "tensorboard"):
+            trainer = MultiTaskTrainer(
+                model=prepared.model,
+                args=prepared.arguments,
+                plan=plan_,
+                callbacks=list(callbacks),
+                scale_lr_factor=recipe.optimizer.scale_lr_factor,
+                up_lr_factor=recipe.optimizer.up_lr_factor,
+                loss_weighting=recipe.loss.weighting,
+                on_nonfinite=recipe.loss.on_nonfinite,
+            )
     except InputError:
         raise
     except ValueError as error:
@@ -184,6 +202,34 @@ def _fit(trainer: MultiTaskTrainer, path: Path, checkpoint: Path | None) -> None
         ) from error
 
 
+@contextmanager
+def _tensorboard_in(folder: Path) -> Iterator[None]:
+    """Let TensorBoard write into the run, unless the environment names another folder."""
+    variable = "TENSORBOARD_LOGGING_DIR"
+    if variable in os.environ:
+        yield
+        return
+    os.environ[variable] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[variable]
+
+
+def _check_taken_steps(trainer: MultiTaskTrainer, path: Path) -> None:
+    """Refuse to finish a run that has skipped most of its steps.
+
+    Raises:
+        RunError: more steps were skipped than taken.
+    """
+    skipped, steps = trainer.health.skipped_steps, trainer.state.global_step
+    if 2 * skipped > steps:
+        raise RunError(
+            f"{skipped} of {steps} steps were not finite and were skipped, so the run is not finished; its log names "
+            f"their tasks and examples. Fix these, or lower training.learning_rate, then remove {path} and train again"
+        )
+
+
 def _write_weights(trainer: MultiTaskTrainer, folder: Path, best: Path | None) -> None:
     """Write the final or the best weights, and the tokenizer; all processes must call it."""
     tokenizer = trainer.plan.renderer.tokenizer
@@ -197,7 +243,7 @@ def _write_weights(trainer: MultiTaskTrainer, folder: Path, best: Path | None) -
 
 
 def _how_to_resume(path: Path) -> str:
-    complete = checkpoints(path / "checkpoints")
-    if not complete:
+    checkpoint = last_complete(path / "checkpoints")
+    if checkpoint is None:
         return f"there is no complete checkpoint yet; {path} contains only the logs, remove it to train again"
-    return f"the last complete checkpoint is {complete[-1]}; `multilora train ... --resume` continues from it"
+    return f"the last complete checkpoint is {checkpoint}; `multilora train ... --resume` continues from it"

@@ -15,6 +15,7 @@ from multilora.analysis.spectrum import Spectrum
 from multilora.data.plan import Plan
 from multilora.evaluation.score import Scores, evaluation_sets, score_tasks
 from multilora.files import write_json
+from multilora.foreign_errors import own_errors
 from multilora.modeling import best_device, load_base, load_model_config, to_device
 from multilora.recipe import Recipe
 from multilora.runs.directory import Run, check_free
@@ -97,6 +98,7 @@ class Comparison:
         }
 
 
+@own_errors
 def compare(recipe: Recipe, methods: Mapping[str, Mapping[str, Any]], out: str | Path) -> Comparison:
     """Train, evaluate and analyze each method on the plan of one recipe, with one model in memory at a time.
 
@@ -129,7 +131,7 @@ def compare(recipe: Recipe, methods: Mapping[str, Mapping[str, Any]], out: str |
         seconds = time.perf_counter() - start
         after = score(prepared.model, f"evaluating {label}")
         del prepared
-        write_json(run.path / "eval.json", Evaluation(before, after).as_dict())
+        write_json(run.path / "eval.json", Evaluation(before, after, run.training["weights_of_step"]).as_dict())
         trainable = run.training["trainable_parameters"]
         results.append(MethodResult(label, run, trainable, seconds, after, analyze(run)))
     comparison = Comparison(out, recipe, plan, before, results)

@@ -7,12 +7,17 @@ checkpoints/
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from multilora.training.manifest import damage, write_manifest
+
+logger = logging.getLogger(__name__)
 
 PREFIX, STAGING, PROGRESS_FILE = "checkpoint-", ".writing", "progress.json"
 
@@ -47,6 +52,7 @@ def staged(folder: Path, *, main_process: bool, wait: Any) -> Iterator[Path]:
         wait()
         if main_process:
             for checkpoint in checkpoints(staging):
+                write_manifest(checkpoint)
                 _flush(checkpoint)
                 shutil.rmtree(folder / checkpoint.name, ignore_errors=True)
                 os.replace(checkpoint, folder / checkpoint.name)
@@ -65,6 +71,16 @@ def _flush(folder: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def last_complete(folder: Path) -> Path | None:
+    """Return the newest checkpoint whose files are as they were written; damaged ones are named in a warning."""
+    for checkpoint in reversed(checkpoints(folder)):
+        problem = damage(checkpoint)
+        if problem is None:
+            return checkpoint
+        logger.warning("%s is damaged (%s); using the checkpoint before it", checkpoint, problem)
+    return None
 
 
 def keep_newest(folder: Path, limit: int | None) -> None:

@@ -54,7 +54,7 @@ class EvaluationLog:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The line of the best evaluation, on ties the earliest; None before the first."""
+        """The line of the best evaluation, on ties the latest; None before the first."""
         return _best(self.lines)
 
     @property
@@ -63,8 +63,16 @@ class EvaluationLog:
         return self.folder / f"{BEST_PREFIX}{self.best['step'] if self.best else 0}"
 
     def would_be_best(self, line: dict[str, Any]) -> bool:
-        """Return whether an evaluation is better than all before it."""
+        """Return whether an evaluation is at least as good as all before it."""
         return _best([*self.lines, line]) is line
+
+    @property
+    def evaluations_without_improvement(self) -> int:
+        """How many evaluations have been made since the value of the best one was first reached."""
+        if self.best is None:
+            return len(self.lines)
+        first = next(i for i, line in enumerate(self.lines) if line["compared"] == self.best["compared"])
+        return len(self.lines) - 1 - first
 
     def append(self, line: dict[str, Any]) -> None:
         """Add an evaluation."""
@@ -85,4 +93,4 @@ class EvaluationLog:
 
 def _best(lines: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     comparable = [line for line in lines if line["compared"] is not None and math.isfinite(line["compared"])]
-    return max(comparable, key=lambda line: line["compared"], default=None)
+    return max(reversed(comparable), key=lambda line: line["compared"], default=None)

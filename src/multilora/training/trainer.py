@@ -17,17 +17,16 @@ from transformers.trainer_utils import get_last_checkpoint
 from multilora.data.collate import collator_for
 from multilora.data.plan import Plan
 from multilora.data.probe import check_packing
-from multilora.errors import InputError
 from multilora.files import atomic_folder, write_json
 from multilora.loss import weighting
 from multilora.loss.tally import Tally
 from multilora.loss.token_losses import token_losses
-from multilora.training.arguments import check_one_device
 from multilora.training.callbacks.health import Health, OnNonfinite
 from multilora.training.checkpoint import PREFIX, PROGRESS_FILE, keep_newest, staged
 from multilora.training.compile import compile_blocks
 from multilora.training.parameter_groups import split_groups
 from multilora.training.sharding import check_sharding, check_written, reduce_in_float32, trained_weights
+from multilora.training.trainer_checks import check_finite, check_trainer_inputs
 
 
 class MultiTaskTrainer(Trainer):
@@ -63,14 +62,7 @@ class MultiTaskTrainer(Trainer):
         on_nonfinite: OnNonfinite = "stop",
         **kwargs: Any,
     ) -> None:
-        rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if rows_per_step != plan.rows_per_step:
-            raise InputError(
-                f"the arguments use {rows_per_step} rows per step (batch size {args.train_batch_size} x "
-                f"{args.gradient_accumulation_steps} accumulation steps x {args.world_size} processes), but the plan "
-                f"has {plan.rows_per_step}; make a plan for these arguments"
-            )
-        check_one_device(args)
+        check_trainer_inputs(model, args, plan, scale_lr_factor=scale_lr_factor, up_lr_factor=up_lr_factor)
         weighting.check(loss_weighting)
         args = copy.copy(args)  # the caller may use them for another trainer
         args.remove_unused_columns = False
@@ -183,6 +175,7 @@ class MultiTaskTrainer(Trainer):
             path: the folder to write; replaced if it exists
             complete: called on the main process to add files before the folder is moved to `path`
         """
+        check_finite(self)
         state = trained_weights(self.model) if self.is_sharded else None
         if self.is_world_process_zero():
             with atomic_folder(path) as folder:
@@ -196,6 +189,7 @@ class MultiTaskTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint atomically, with the running sums of the next log entry."""
+        check_finite(self)
         folder = Path(self.args.output_dir)
         main_process = self.is_world_process_zero()
         with staged(folder, main_process=main_process, wait=self.accelerator.wait_for_everyone) as self._staging:

@@ -71,7 +71,7 @@ class EvaluateDuringTraining(TrainerCallback):
         self.trainer.log(flat)
         control.should_log = step_log_due  # logging resets it, but the log of the step itself is still due
         control = self.trainer.callback_handler.on_evaluate(args, state, control, flat)
-        if self.section.patience and self._evaluations_since_best() >= self.section.patience:
+        if self.section.patience and self.log.evaluations_without_improvement >= self.section.patience:
             control.should_training_stop = True
         return control
 
@@ -86,10 +86,6 @@ class EvaluateDuringTraining(TrainerCallback):
             self.trainer.write_weights(folder, complete)
         self.log.append(line)
         self.log.prune(step_of(folder) for folder in checkpoints(Path(str(args.output_dir))))
-
-    def _evaluations_since_best(self) -> int:
-        best = self.log.best
-        return 0 if best is None else len(self.log.lines) - 1 - self.log.lines.index(best)
 
     def _line(self, step: int, scores: dict[str, TaskScore]) -> dict[str, Any]:
         merits = {name: score.merit for name, score in scores.items()}

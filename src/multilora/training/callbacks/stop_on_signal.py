@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from types import FrameType
@@ -11,9 +12,13 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM or SIGINT, finish the step, write a checkpoint and stop. A second signal has its usual effect.
+    """On SIGTERM, SIGINT or SIGHUP, finish the step, write a checkpoint and stop. A second signal has its usual effect.
 
     Signals may reach the processes at different steps, or only some of them; the first one stops all processes.
 
@@ -28,6 +33,11 @@ class StopOnSignal(TrainerCallback):
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         self._restore()
+        logger.warning(
+            "%s: finishing this step and writing a checkpoint; a second signal stops immediately and loses the steps "
+            "since the last checkpoint",
+            self.received,
+        )
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
@@ -37,9 +47,7 @@ class StopOnSignal(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Install the signal handlers."""
         if threading.current_thread() is threading.main_thread():  # only it may set signal handlers
-            self._previous = {
-                number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)
-            }
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
