@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from multilora.errors import AdapterError, InputError
+from multilora.errors import AdapterError, InputError, nearest
+from multilora.initialise import load_saved_adapter
 from multilora.methods import FULL, adapter_config
 from multilora.nano import NANO_DIR
 from multilora.recipe.schema import AdapterSection, ModelSection
+from multilora.saved_adapter import continued_options, read_saved_adapter
 
 
 def model_source(section: ModelSection) -> str:
@@ -37,18 +39,57 @@ def load_model_config(section: ModelSection) -> Any:
     """Load the config of the base, without the weights.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded, or is the config of an encoder.
     """
     from transformers import AutoConfig
 
-    return _from_pretrained(AutoConfig, model_source(section), section, trust_remote_code=section.trust_remote_code)
+    config = _from_pretrained(AutoConfig, model_source(section), section, trust_remote_code=section.trust_remote_code)
+    _check_decoder(config, section)
+    return config
+
+
+def _check_decoder(config: Any, section: ModelSection) -> None:
+    """Check that tokens attend only to earlier ones; transformers loads BERT as a causal model too, with a warning."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    # A decoder of an encoder-decoder model, such as BART's, sets `is_decoder` itself.
+    is_encoder = getattr(config, "is_decoder", None) is False and not getattr(config, "is_encoder_decoder", False)
+    if is_encoder and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise InputError(
+            f"model.name_or_path: {section.name_or_path!r} is an encoder ({config.model_type} with is_decoder: false), "
+            "whose tokens see the answer that they should predict; give a causal language model, or set is_decoder in "
+            "its config.json if it was trained as a decoder"
+        )
+
+
+def check_vocabulary(tokenizer: Any, config: Any) -> None:
+    """Check that every token has an embedding.
+
+    Args:
+        tokenizer: of the base
+        config: of the base
+
+    Raises:
+        InputError: the tokenizer has ids outside of the embedding matrix.
+    """
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is None:
+        return
+    outside = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
+    if outside:
+        shown = ", ".join(repr(token) for token in sorted(outside, key=lambda token: outside[token])[:5])
+        raise InputError(
+            f"model.name_or_path: the tokenizer has token ids up to {max(outside.values())}, and the model embeds only "
+            f"{rows} tokens (0 to {rows - 1}); without an embedding: {shown}{', ...' if len(outside) > 5 else ''}. Use "
+            "the model's own tokenizer, or resize the model (resize_token_embeddings) and save both together"
+        )
 
 
 def load_base(section: ModelSection, *, trainable: bool = False, source: str | None = None) -> Any:
     """Load the base model in `section.dtype`, or in float32 if `trainable`.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded, is an adapter, or lacks weights.
     """
     from transformers import AutoModelForCausalLM
 
@@ -63,15 +104,49 @@ def load_base(section: ModelSection, *, trainable: bool = False, source: str | N
         # Quantized weights stay on the device they are loaded to.
         quantized = {"quantization_config": config, "device_map": {"": str(best_device())}}
     with _no_progress_bar():
-        return _from_pretrained(
+        model, loading = _from_pretrained(
             AutoModelForCausalLM,
             source or model_source(section),
             section,
             dtype=dtype,
             attn_implementation=section.attn_implementation,
             trust_remote_code=section.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below
             **quantized,
         )
+    _check_complete(model, loading, source or section.name_or_path)
+    _check_decoder(model.config, section)
+    return model
+
+
+def _check_complete(model: Any, loading: Mapping[str, Any], source: str) -> None:
+    """Check that all weights are the checkpoint's; transformers initialises others randomly, with a warning."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise InputError(
+            f"model.name_or_path: {source!r} is an adapter, which transformers loads together with its base; set "
+            "model.name_or_path to the base and adapter.init_from to a folder with the adapter"
+        )
+    advice = "use the config.json and the weights of one model, saved together by save_pretrained"
+    mismatches = [
+        f"{name} is {list(shape)}, expected {list(expected)}"
+        for name, shape, expected in sorted(loading["mismatched_keys"])
+    ]
+    if mismatches:
+        raise InputError(
+            f"model.name_or_path: {source!r} has {len(mismatches)} weights in another shape than its config "
+            f"({_some(mismatches)}); {advice}"
+        )
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise InputError(
+            f"model.name_or_path: {source!r} lacks {len(missing)} weights of {type(model).__name__} "
+            f"({_some(missing)}), which would be random; {advice}"
+        )
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
 
 
 @contextmanager
@@ -108,7 +183,8 @@ def attach(model: Any, section: AdapterSection, *, seed: int) -> Any:
         seed: for the adapter's initialisation; set right before it, so that the result depends on nothing else
 
     Raises:
-        AdapterError: no module matches `target_modules`, or one cannot be adapted.
+        AdapterError: no module matches `target_modules` or `modules_to_save`, one cannot be adapted, or the adapter in
+            `init_from` does not fit.
     """
     if section.method == FULL:
         model.requires_grad_(True)
@@ -116,14 +192,45 @@ def attach(model: Any, section: AdapterSection, *, seed: int) -> Any:
     from peft import get_peft_model
 
     torch.manual_seed(seed)
-    config = adapter_config(section.method, section.options)
+    options, saved = section.options, None
+    if section.init_from is not None:
+        with _named("adapter.init_from"):
+            saved = read_saved_adapter(section.init_from)
+            options = continued_options(section.method, options, saved)
+    config = adapter_config(section.method, options)
+    _check_modules_to_save(model, getattr(config, "modules_to_save", None) or [])
     try:
-        return get_peft_model(model, config)
+        model = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         names = sorted({name.rsplit(".", 1)[-1] for name, item in model.named_modules() if _is_linear(item)})
         raise AdapterError(
             f"adapter: {' '.join(str(error).split())} The linear modules of this model are: {', '.join(names)}"
         ) from error
+    if saved is not None:
+        with _named("adapter.init_from"):
+            load_saved_adapter(model, saved, section.options.get("target_modules"))
+    return model
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Put the key of the recipe in front of the message of an AdapterError."""
+    try:
+        yield
+    except AdapterError as error:
+        raise AdapterError(f"{key}: {error}") from error
+
+
+def _check_modules_to_save(model: Any, names: Collection[str]) -> None:
+    """Check that every name matches a module; PEFT ignores those that do not."""
+    modules = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    unmatched = [name for name in names if not any(module.endswith(name) for module in modules)]
+    if unmatched:
+        known = sorted({name.rsplit(".", 1)[-1] for name in modules if name and not name.rsplit(".", 1)[-1].isdigit()})
+        hints = ", ".join(f"{name!r}{nearest(name, known)}" for name in unmatched)
+        raise AdapterError(
+            f"adapter.modules_to_save: no module of this model is called {hints}; its modules are {', '.join(known)}"
+        )
 
 
 def _is_linear(module: Any) -> bool:

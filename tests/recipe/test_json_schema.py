@@ -68,6 +68,7 @@ def test_the_shipped_schema_is_what_the_verb_prints(monkeypatch, capsys):
         ({"adapter": {"method": "multilora", "rank": 2}}, False),
         ({"adapter": {"method": "lora", "num_branches": 2}}, False),
         ({"adapter": {"method": "full", "r": 2}}, False),
+        ({"adapter": {"method": "full", "init_from": "runs/first"}}, False),
         ({"adapter": {"method": "multiloar"}}, False),
         ({"adapter": {"method": "adalora"}}, False),
         ({"adapter": {"method": "prefix_tuning"}}, False),

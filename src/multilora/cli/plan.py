@@ -54,7 +54,7 @@ def _show(preview: dict[str, Any]) -> None:
     )
     table(title, columns, rows)
     out = console()
-    for line in _truncated_and_dropped(preview["tasks"]):
+    for line in [*_truncated_and_dropped(preview["tasks"]), *_overlap(preview["overlap"])]:
         out.print(line, highlight=False)
     cost = preview["cost"]
     if cost is not None:
@@ -90,6 +90,16 @@ def _truncated_and_dropped(tasks: list[dict[str, Any]]) -> list[str]:
         if parts:
             lines.append(f"{task['name']}: {'; '.join(parts)}")
     return lines
+
+
+def _overlap(overlap: dict[str, dict[str, int]]) -> list[str]:
+    """One line per task whose evaluation prompts are also training prompts."""
+    return [
+        f"{name}: {entry['exact']:,} of {entry['evaluation']:,} evaluation prompts are also training prompts "
+        f"({entry['normalized']:,} if case, punctuation and white space are ignored)"
+        for name, entry in overlap.items()
+        if entry["normalized"]
+    ]
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,8 @@ def tasks(json: AsJson = False) -> None:
         show_json({name: task.about for name, task in BUILT_IN.items()})
         return
     table(
-        "any other name is your own data: path, and prompt and response, or messages, or question, choices and answer",
+        "any other name is for your own data: set path, and prompt and response, or messages, or question, choices and "
+        "answer",
         ["task", "description"],
         [[name, task.about] for name, task in BUILT_IN.items()],
     )

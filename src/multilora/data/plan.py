@@ -24,6 +24,7 @@ from multilora.data.mixture import Draws, Int64, Stream
 from multilora.data.render import Renderer
 from multilora.data.rows import (
     RowBudget,
+    check_size,
     homogeneous_rows,
     mixed_rows,
     per_draw,
@@ -187,6 +188,7 @@ def make_plan(
         rows_per_step=rows_per_step,
         capacity=max_length if data.packing else None,
     )
+    check_size(draws, lengths, list(shares.values()), budget)
     make_rows = homogeneous_rows if section.homogeneous_batches else mixed_rows
     row, stream = make_rows(draws, lengths, list(shares.values()), budget, section.seed)
     if section.order == "shuffled":

@@ -11,7 +11,11 @@ from multilora.data import mixture
 from multilora.data.mixture import Draws, Int64, Stream
 from multilora.data.pack import pack
 from multilora.data.tokenize import TokenizedTask
+from multilora.errors import RecipeError
 from multilora.recipe import MixtureSection
+
+# Examples of a plan, repeats included: about 5 GiB in the table and its making.
+MAX_SEGMENTS = 100_000_000
 
 
 def unit_cost(task: TokenizedTask, unit: str) -> Int64:
@@ -56,6 +60,30 @@ def total_amount(
         )
         return section.total_tokens / float(tokens_per_unit)
     return epochs * float(sum(int(source.cost.sum()) for source in draws))
+
+
+def check_size(draws: Sequence[Draws], lengths: Sequence[Int64], shares: Sequence[float], budget: RowBudget) -> None:
+    """Refuse a plan that would not fit into memory, before it is made.
+
+    Raises:
+        RecipeError: more than `MAX_SEGMENTS` examples.
+    """
+    per_unit = float(sum(share / source.cost.mean() for source, share in zip(draws, shares, strict=True)))
+    if budget.steps is None:
+        segments = budget.amount * per_unit
+    else:
+        rows = float(budget.steps) * budget.rows_per_step
+        tokens_per_unit = sum(
+            share * size.mean() / source.cost.mean() for source, size, share in zip(draws, lengths, shares, strict=True)
+        )
+        segments = rows if budget.capacity is None else rows * budget.capacity * per_unit / float(tokens_per_unit)
+    if segments > MAX_SEGMENTS:
+        raise RecipeError(
+            [
+                f"the plan would hold about {segments:,.0f} examples, at most {MAX_SEGMENTS:,} are supported; lower "
+                "training.max_steps, training.num_train_epochs or the mixture's total"
+            ]
+        )
 
 
 def mixed_rows(

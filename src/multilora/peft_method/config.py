@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,6 +12,9 @@ from peft import PeftConfig
 
 from multilora.errors import AdapterError
 from multilora.peft_method._register import add_peft_type
+
+# Above the side of any matrix; a total rank beyond it is a mistake, and could exhaust the memory.
+MAX_TOTAL_RANK = 65_536
 
 
 @dataclass
@@ -65,41 +71,83 @@ class MultiLoraConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.rank_pattern, self.alpha_pattern = self.rank_pattern or {}, self.alpha_pattern or {}
+        self.rank_pattern = {} if self.rank_pattern is None else self.rank_pattern
+        self.alpha_pattern = {} if self.alpha_pattern is None else self.alpha_pattern
         self.peft_type = add_peft_type()
+        problems = [*self._number_problems(), *self._name_problems(), *self._conflicts()]
+        if problems:
+            raise AdapterError("MultiLoraConfig: " + "; ".join(problems))
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             # A set, as in PEFT's other configs; `PeftConfig.save_pretrained` writes it as a sorted list.
             setattr(self, name, set(value) if isinstance(value, list) else value)
-        problems = list(self._problems())
-        if problems:
-            raise AdapterError("MultiLoraConfig: " + "; ".join(problems))
 
-    def _problems(self) -> Any:
-        for name in ("r", "num_branches"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                yield f"{name} is {value!r}, expected a whole number of at least 1"
+    def _number_problems(self) -> Iterator[str]:
+        ranks = {"r": self.r, "num_branches": self.num_branches}
+        alphas = {} if self.lora_alpha is None else {"lora_alpha": self.lora_alpha}
+        for key, values in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
+            pattern: Any = getattr(self, key)
+            if isinstance(pattern, dict):
+                values.update({f"{key}[{name!r}]": value for name, value in pattern.items()})
+            else:
+                yield f"{key} is {pattern!r}, expected a mapping from module names to numbers"
+        wrong = [f"{name} is {value!r}" for name, value in ranks.items() if not _is_number(value, int) or value < 1]
+        for problem in wrong:
+            yield f"{problem}, expected a whole number of at least 1"
+        if not wrong:
+            largest = max(value for name, value in ranks.items() if name != "num_branches") * self.num_branches
+            if largest > MAX_TOTAL_RANK:
+                yield (
+                    f"a total rank of {largest} (num_branches * r) is larger than any matrix, expected at most "
+                    f"{MAX_TOTAL_RANK}"
+                )
+        for name, value in alphas.items():
+            if not _is_number(value) or not (math.isfinite(value) and value > 0):
+                yield f"{name} is {value!r}, expected a finite number above 0"
+        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
+            yield f"lora_dropout is {self.lora_dropout!r}, expected a probability in [0, 1)"
+        for name in ("use_rslora", "init_weights"):
+            if not isinstance(getattr(self, name), bool):
+                yield f"{name} is {getattr(self, name)!r}, expected true or false"
+
+    def _name_problems(self) -> Iterator[str]:
         if self.scaling not in ("vector", "scalar"):
             yield f"scaling is {self.scaling!r}, expected 'vector' or 'scalar'"
-        numeric_options = {"lora_dropout": self.lora_dropout, "lora_alpha": self.lora_alpha or 0}
-        for name, value in numeric_options.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                yield f"{name} is {value!r}, expected a number"
-                return
-        if not 0 <= self.lora_dropout < 1:
-            yield f"lora_dropout is {self.lora_dropout!r}, expected a probability in [0, 1)"
-        if self.lora_dropout and self.target_parameters:
-            yield "lora_dropout cannot be used with target_parameters, whose input is not known; set it to 0"
         if self.bias not in ("none", "all", "multilora_only"):
             yield f"bias is {self.bias!r}, expected 'none', 'all' or 'multilora_only'"
+        for name in ("target_modules", "exclude_modules"):
+            value: Any = getattr(self, name)
+            if isinstance(value, str) and value:
+                yield from _pattern_problems(name, [value])
+            elif value is not None and not _is_list_of(value, str):
+                yield f"{name} is {value!r}, expected a list of names or a regular expression"
+        if self.target_modules in ([], ()) and not self.target_parameters:
+            yield f"target_modules is {self.target_modules!r}, expected names, or leave it out"
+        for name in ("rank_pattern", "alpha_pattern"):
+            pattern: Any = getattr(self, name)
+            yield from _pattern_problems(name, pattern if isinstance(pattern, dict) else [])
+        for name in ("target_parameters", "modules_to_save"):
+            value = getattr(self, name)
+            if value is not None and not _is_list_of(value, str):
+                yield f"{name} is {value!r}, expected a list of names"
+        value = self.layers_to_transform
+        if value is not None and not _is_list_of(value if isinstance(value, list | tuple | set) else [value], int):
+            yield f"layers_to_transform is {value!r}, expected the index of a layer, from 0, or a list of them"
+        value = self.layers_pattern
+        if value is not None and not (isinstance(value, str) or _is_list_of(value, str)):
+            yield f"layers_pattern is {value!r}, expected the name of a list of layers"
+        value = self.trainable_token_indices
+        lists = list(value.values()) if isinstance(value, dict) else [value]
+        if value is not None and not all(_is_list_of(ids, int) for ids in lists):
+            yield f"trainable_token_indices is {value!r}, expected a list of token ids, or embedding name -> ids"
+
+    def _conflicts(self) -> Iterator[str]:
+        if self.lora_dropout and self.target_parameters:
+            yield "lora_dropout cannot be used with target_parameters, whose input is not known; set it to 0"
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             yield "layers_to_transform needs target_modules as a list, not as a regular expression"
         if self.layers_pattern and self.layers_to_transform is None:
             yield "layers_pattern needs layers_to_transform"
-        for name, rank in self.rank_pattern.items():
-            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-                yield f"rank_pattern[{name!r}] is {rank!r}, expected a whole number of at least 1"
 
     def alpha_for(self, r: int, alpha: float | None = None) -> float:
         """The constant alpha of a module of rank `r`: its own `alpha`, else `lora_alpha`, else `r`."""
@@ -107,3 +155,24 @@ class MultiLoraConfig(PeftConfig):
             if value is not None:
                 return float(value)
         return float(r)
+
+
+def _is_number(value: Any, kind: Any = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    """Whether `value` is a list of names that are not empty (`str`), or of whole numbers from 0 (`int`)."""
+    return (
+        isinstance(value, list | tuple | set)
+        and all(isinstance(item, kind) and not isinstance(item, bool) for item in value)
+        and all(item >= 0 if isinstance(item, int) else bool(item) for item in value)
+    )
+
+
+def _pattern_problems(name: str, patterns: Any) -> Iterator[str]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError, RecursionError, OverflowError) as error:
+            yield f"{name}: {pattern!r} is not a regular expression ({error}); fix it, or give a list of names"

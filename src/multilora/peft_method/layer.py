@@ -275,9 +275,13 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
         return "multilora." + super().__repr__()
 
 
+# Asked once: torch.compile cannot trace the question.
+_AUTOCAST_DEVICES = frozenset(name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name))
+
+
 def _autocast(x: Tensor) -> Tensor:
     """x in the autocast dtype if autocast is enabled; like autocast, this does not cast float64."""
     device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if x.dtype == torch.float64 or device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))

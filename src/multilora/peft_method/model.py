@@ -23,6 +23,7 @@ from multilora.errors import AdapterError
 from multilora.peft_method.config import MultiLoraConfig
 from multilora.peft_method.experts import ParamWrapper
 from multilora.peft_method.layer import MultiLoraLayer, MultiLoraLinear
+from multilora.peft_method.ties import untie_adapted_weights
 
 
 def _pass_adapter_names(
@@ -94,6 +95,17 @@ class MultiLoraModel(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's version also copies weight and device; MultiLoRA layers keep the base and place their own parameters.
         setattr(parent, child_name, new_module)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge adapters into the base as PEFT does, after untying adapted weights; they stay untied."""
+        untie_adapted_weights(self.model)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
+        if merge:
+            untie_adapted_weights(self.model)
+        base: nn.Module = super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        return base
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:

@@ -15,6 +15,7 @@ from multilora.methods import FULL, adapter_config, option_names, unsupported_me
 from multilora.recipe.schema import AdapterSection, ModelSection, RecipeSchema, TaskSection
 from multilora.recipe.task_checks import check_task
 from multilora.recipe.training_keys import check_training
+from multilora.saved_adapter import adapter_folder, continued_options, read_saved_adapter
 
 
 def check_sections(values: Any) -> list[str]:
@@ -96,7 +97,22 @@ def _check_optimizer(recipe: RecipeSchema) -> Iterator[str]:
 def _check_model(section: ModelSection) -> Iterator[str]:
     name = section.name_or_path
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not Path(name).expanduser().is_dir():
+    folder = Path(name).expanduser()
+    if adapter_folder(folder) is not None:
+        try:
+            base = read_saved_adapter(name).base or "the base it was trained on"
+        except InputError:
+            base = "the base it was trained on"
+        yield (
+            f"model.name_or_path: {name!r} is an adapter, not a model; to continue from it set "
+            f"`model.name_or_path: {base}` and `adapter: {{init_from: {name}}}`"
+        )
+    elif (folder / "recipe.yaml").is_file() and (folder / "model").is_dir():
+        yield (
+            f"model.name_or_path: {name!r} is a run directory; to continue from its weights set `model.name_or_path: "
+            f"{folder / 'model'}`"
+        )
+    elif looks_local and not folder.is_dir():
         yield f"model.name_or_path: no folder {name!r}; give `nano`, a model's folder, or owner/name on the hub"
 
 
@@ -120,6 +136,11 @@ def _check_adapter(section: AdapterSection) -> list[str]:
         known = option_names(section.method)
     except InputError as error:
         return [f"adapter.method: {error}"]
+    if section.init_from is not None and section.method == FULL:
+        return [
+            "adapter.init_from: method `full` trains all weights and has no adapter; give the weights to start from as "
+            "model.name_or_path (`multilora export RUN --to merged` merges an adapter), or use another method"
+        ]
     unknown = [key for key in section.options if key not in known]
     if unknown:
         return [f"adapter.{key}: method `{section.method}` has no such option{nearest(key, known)}" for key in unknown]
@@ -128,8 +149,14 @@ def _check_adapter(section: AdapterSection) -> list[str]:
     reason = unsupported_methods().get(section.method)
     if reason is not None:
         return [f"adapter.method: `{section.method}` {reason}"]
+    options = section.options
+    if section.init_from is not None:
+        try:
+            options = continued_options(section.method, options, read_saved_adapter(section.init_from))
+        except InputError as error:
+            return [f"adapter.init_from: {error}"]
     try:
-        adapter_config(section.method, section.options)
+        adapter_config(section.method, options)
     except (ValueError, TypeError) as error:
         return [f"adapter: {error}"]
     return []

@@ -55,13 +55,14 @@ def _adapter_schema(schema: dict[str, Any]) -> dict[str, Any]:
     cases = []
     for name in methods:
         options = {key: _option(name, key) for key in option_names(name) if key not in _INTERNAL}
+        common = {"method": True} if name == FULL else {"method": True, "init_from": True}
         cases.append(
             {
                 "if": _is_method(name),
-                "then": {"properties": {"method": True, **options}, "additionalProperties": False},
+                "then": {"properties": {**common, **options}, "additionalProperties": False},
             }
         )
-    return {**schema, "properties": {"method": method}, "allOf": cases}
+    return {**schema, "properties": {**schema["properties"], "method": method}, "allOf": cases}
 
 
 def _is_method(name: str) -> dict[str, Any]:

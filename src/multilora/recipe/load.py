@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import re
+import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from multilora.errors import RecipeError, nearest
 from multilora.recipe.checks import check_recipe, check_sections
 from multilora.recipe.schema import HUB_PREFIX, RecipeSchema
+from multilora.recipe.strict_yaml import parse_yaml, size_problem
 from multilora.references import absolute_reference, is_reference
+
+MAX_BYTES = 10_000_000
 
 
 class Recipe(RecipeSchema):
@@ -45,6 +50,7 @@ class Recipe(RecipeSchema):
             raise RecipeError(problems, label) from None
         folder = Path(source).parent if isinstance(source, str | Path) else Path()
         recipe = recipe._with_references_in(folder)
+        problems += _check_output_dir(recipe.output_dir)
         problems += check_recipe(recipe)
         if problems:
             raise RecipeError(problems, label)
@@ -62,9 +68,13 @@ class Recipe(RecipeSchema):
         if isinstance(source, Recipe):
             values: Any = source.values()
         elif isinstance(source, Mapping):
-            values = copy.deepcopy(dict(source))
-        else:
+            values = _copy(source)
+        elif isinstance(source, str | Path):
             values = _read_yaml(Path(source))
+        else:
+            raise RecipeError([f"is {type(source).__name__}, expected a path, a mapping or a Recipe"])
+        if isinstance(overrides, str):
+            raise RecipeError([f"overrides is the text {overrides!r}, expected a list such as [{overrides!r}]"])
         problems = [_apply_override(values, override) for override in overrides]
         return values, [problem for problem in problems if problem]
 
@@ -75,8 +85,11 @@ class Recipe(RecipeSchema):
         Raises:
             RecipeError: the file cannot be read, or is damaged.
         """
+        values = _read_yaml(path)
+        if "output_dir" not in values:  # the last key that a run writes
+            raise RecipeError(["output_dir: missing, so the end of the file is lost"], str(path))
         try:
-            return cls.model_validate(_read_yaml(path))
+            return cls.model_validate(values)
         except ValidationError as error:
             raise RecipeError([_describe(cls, item) for item in error.errors()], str(path)) from None
 
@@ -105,21 +118,55 @@ class Recipe(RecipeSchema):
         model = self.model
         if model.name_or_path != "nano" and Path(model.name_or_path).expanduser().is_dir():
             model = model.model_copy(update={"name_or_path": absolute(model.name_or_path)})
-        return self.model_copy(update={"tasks": tasks, "model": model, "output_dir": absolute(self.output_dir)})
+        adapter = self.adapter.model_copy(update={"init_from": absolute(self.adapter.init_from)})
+        sections = {"tasks": tasks, "model": model, "adapter": adapter}
+        return self.model_copy(update={**sections, "output_dir": absolute(self.output_dir)})
+
+
+def _copy(source: Mapping[str, Any]) -> dict[str, Any]:
+    problem = size_problem(source)
+    if problem:
+        raise RecipeError([f"cannot be used: {problem}"])
+    try:
+        return copy.deepcopy(dict(source))
+    except Exception as error:  # deepcopy calls the methods of any object in it
+        raise RecipeError([f"has a value that is not plain data ({error}); use text, numbers and lists"]) from error
 
 
 def _read_yaml(path: Path) -> Any:
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe or a device could wait forever
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+            raise RecipeError([f"cannot be read (it is {kind}); give the path of a YAML recipe"], str(path))
+        if status.st_size > MAX_BYTES:
+            raise RecipeError([f"has {status.st_size:,} bytes, expected a YAML recipe (a few KB)"], str(path))
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, RecipeError):
+            raise
         raise RecipeError([f"cannot be read ({error}); give the path of a YAML recipe"], str(path)) from None
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError([f"is not YAML: {' '.join(str(error).split())}"], str(path)) from None
+        values = parse_yaml(text)
+    except ValueError as error:
+        raise RecipeError([f"is not YAML: {error}"], str(path)) from None
     if not isinstance(values, dict):
-        raise RecipeError([f"is {type(values).__name__}, expected keys such as `model:` and `tasks:`"], str(path))
+        shown = "empty" if values is None else type(values).__name__
+        raise RecipeError([f"is {shown}, expected keys such as `model:` and `tasks:`"], str(path))
     return values
+
+
+def _check_output_dir(value: str) -> list[str]:
+    """Check that a folder could be created at this path; returns the problem, if any."""
+    try:
+        path = Path(value).expanduser().absolute()
+        for part in (path, *path.parents):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                is_folder = stat.S_ISDIR(part.stat().st_mode)
+                return [] if is_folder else [f"output_dir: {value!r}: {str(part)!r} is a file; choose a new folder"]
+    except OSError as error:
+        return [f"output_dir: {value!r} cannot be a folder ({error.strerror or error}); choose another path"]
+    return []
 
 
 def _apply_override(values: Any, override: str) -> str | None:
@@ -128,8 +175,8 @@ def _apply_override(values: Any, override: str) -> str | None:
     if not separator or not key:
         return f"--set {override}: expected key=value, such as training.max_steps=100"
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ValueError:
         value = text
     parts = key.split(".")
     node = values
@@ -137,7 +184,7 @@ def _apply_override(values: Any, override: str) -> str | None:
         is_last = depth == len(parts) - 1
         path = ".".join(parts[: depth + 1])
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            if not re.fullmatch("[0-9]{1,6}", part) or int(part) >= len(node):
                 return f"--set {override}: {path} is not one of the {len(node)} items (0 to {len(node) - 1})"
             if is_last:
                 node[int(part)] = value
@@ -166,9 +213,12 @@ def _describe(root: type[BaseModel], error: Any) -> str:
         return f"{path}: unknown key{nearest(str(location[-1]), known)}; known keys are {', '.join(sorted(known))}"
     if kind == "missing":
         return f"{path}: missing; it has no default"
+    if error["input"] is None:
+        return f"{path}: is empty (null); fill it in, or leave it out if it has a default"
     shown = repr(error["input"])
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return f"{path}: {error['msg'].lower()}, got {shown}"
+    message = str(error["ctx"]["error"]) if kind == "value_error" else error["msg"].lower()
+    return f"{path}: {message}, got {shown}"
 
 
 def _fields_at(root: type[BaseModel], location: list[Any]) -> list[str]:

@@ -8,24 +8,45 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from multilora.recipe.texts import PathText, TaskName
 
 HUB_PREFIX = "hub:"
+# Options of PEFT's configs that are not choices of a recipe.
+INTERNAL_OPTIONS = (
+    "peft_type",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "inference_mode",
+    "base_model_name_or_path",
+    "revision",
+)
 
 
 class Section(BaseModel):
     """A part of a recipe; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Reject `true` as a number, which pydantic would read as 1."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and {annotation, *get_args(annotation)} & {int, float}:
+            raise ValueError("expected a number")
+        return value
 
 
 class ModelSection(Section):
     """The frozen base model."""
 
-    name_or_path: str = Field(description="`nano` (the embedded base), a local folder, or a name on the hub")
+    name_or_path: PathText = Field(description="`nano` (the embedded base), a local folder, or a name on the hub")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="dtype of the frozen weights; trained parameters are kept in float32"
     )
@@ -45,11 +66,23 @@ class AdapterSection(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     method: str = Field("multilora", description="multilora, lora, another PEFT method, or full (all weights)")
+    init_from: PathText | None = Field(
+        None,
+        description="run directory or adapter folder to continue from: of the same method or, for multilora, a LoRA; "
+        "options that are not set are taken from it",
+    )
 
     @property
     def options(self) -> dict[str, Any]:
         """The options of the method, as written in the recipe."""
         return dict(self.__pydantic_extra__ or {})
+
+    @model_validator(mode="after")
+    def _only_choices(self) -> AdapterSection:
+        internal = sorted(set(self.options) & set(INTERNAL_OPTIONS))
+        if internal:
+            raise ValueError(f"{', '.join(internal)}: set by multilora or PEFT; leave it out")
+        return self
 
 
 # Keys that describe your own data; built-in tasks do not accept them.
@@ -63,13 +96,13 @@ class TaskSection(Section):
     `messages` (and `tools`); or `question`, `choices` and `answer`. Or `task` names a Python class that reads the data.
     """
 
-    name: str = Field(description="a built-in task, or a name of your choice")
+    name: TaskName = Field(description="a built-in task, or a name of your choice")
     task: str | None = Field(None, description="your own task in Python: module:Class or file.py:Class")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to your own task in Python")
-    path: str | None = Field(
+    path: PathText | None = Field(
         None, description="folder or file, or hub:owner/name[:config]; built-in tasks have a default"
     )
-    eval_path: str | None = Field(None, description="file with the evaluation examples")
+    eval_path: PathText | None = Field(None, description="file with the evaluation examples")
     split: str | None = Field(
         None, min_length=1, description="name of the training split of a hub dataset, or of its file in a folder"
     )
@@ -212,7 +245,7 @@ class RecipeSchema(Section):
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     loss: LossSection = Field(default_factory=LossSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
-    output_dir: str = Field("runs/run", description="the run directory; must be new or empty")
+    output_dir: PathText = Field("runs/run", description="the run directory; must be new or empty")
 
     @model_validator(mode="before")
     @classmethod
@@ -228,7 +261,8 @@ class RecipeSchema(Section):
         where None can differ from the default.
         """
         values = self.model_dump(exclude_none=True)
-        values["adapter"] = {"method": self.adapter.method, **copy.deepcopy(self.adapter.options)}
+        init_from = {} if self.adapter.init_from is None else {"init_from": self.adapter.init_from}
+        values["adapter"] = {"method": self.adapter.method, **init_from, **copy.deepcopy(self.adapter.options)}
         values["training"] = copy.deepcopy(self.training)
         for section, dumped in zip(self.tasks, values["tasks"], strict=True):
             dumped["options"] = copy.deepcopy(section.options)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -97,11 +99,15 @@ def _check_paths(where: str, section: TaskSection) -> Iterator[str]:
         if value.startswith(HUB_PREFIX) and key == "path":
             if not _HUB_NAME.fullmatch(value):
                 yield f"{where}: path: {value!r}, expected {HUB_PREFIX}owner/name or {HUB_PREFIX}owner/name:config"
-        elif not Path(value).expanduser().exists():
-            yield (
-                f"{where}: {key}: no such file or folder: {value!r} (looked in {os.getcwd()}); "
-                f"for a dataset on the hub write {HUB_PREFIX}owner/name"
-            )
+        else:
+            yield from _check_local_path(f"{where}: {key}", value, folder_allowed=key == "path")
+    if section.path is not None and section.eval_path is not None:
+        with suppress(OSError):
+            if Path(section.path).expanduser().samefile(Path(section.eval_path).expanduser()):
+                yield (
+                    f"{where}: eval_path: is the training file too; name another file, or leave eval_path out to hold "
+                    "out a part of the training examples"
+                )
     local = section.path is not None and not section.path.startswith(HUB_PREFIX)
     for key in ("split", "eval_split"):
         if getattr(section, key) is None:
@@ -112,6 +118,25 @@ def _check_paths(where: str, section: TaskSection) -> Iterator[str]:
             yield f"{where}: {key}: path is a single file, which has no splits; use eval_path, or give its folder"
     if section.eval_path is not None and section.eval_split is not None:
         yield f"{where}: eval_path and eval_split both name the evaluation examples; keep one"
+
+
+def _check_local_path(where: str, value: str, *, folder_allowed: bool) -> Iterator[str]:
+    try:
+        mode = Path(value).expanduser().stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        yield (
+            f"{where}: no such file or folder: {value!r} (looked in {os.getcwd()}); for a dataset on the hub write "
+            f"{HUB_PREFIX}owner/name"
+        )
+        return
+    except OSError as error:
+        yield f"{where}: {value!r} cannot be read ({error.strerror or error}); check the path and its permissions"
+        return
+    if stat.S_ISDIR(mode):
+        if not folder_allowed:
+            yield f"{where}: {value!r} is a folder, expected a file"
+    elif not stat.S_ISREG(mode):  # it is read more than once, and opening a pipe could wait forever
+        yield f"{where}: {value!r} is a pipe or a device, expected a file or a folder; save the data to a file"
 
 
 def _check_form(where: str, section: TaskSection, form: str) -> Iterator[str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -29,6 +30,35 @@ FIXED = {
     "resume_from_checkpoint": "use `--resume`, or train(..., resume=True)",
     "eval_strategy": "use evaluation.every",
     "load_best_model_at_end": "use evaluation.keep",
+}
+
+# Arguments that have a range -> (whether a value is in it, what is expected). All numbers must be finite.
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(
+        (
+            # -1, transformers' default, means that the length is set otherwise: here by leaving it out.
+            "max_steps",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "eval_accumulation_steps",
+            "save_total_limit",
+            "dataloader_prefetch_factor",
+            "torch_empty_cache_steps",
+        ),
+        (lambda value: value >= 1, "a whole number of at least 1; leave it out for the default"),
+    ),
+    **dict.fromkeys(("dataloader_num_workers",), (lambda value: value >= 0, "a whole number of at least 0")),
+    **dict.fromkeys(
+        ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "warmup_ratio", "neftune_noise_alpha"),
+        (lambda value: value >= 0, "a number of at least 0"),
+    ),
+    **dict.fromkeys(
+        ("num_train_epochs", "logging_steps", "save_steps", "adam_epsilon"),
+        (lambda value: value > 0, "a number above 0"),
+    ),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), (lambda value: 0 <= value < 1, "a number in [0, 1)")),
+    "seed": (lambda value: 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}"),
 }
 _PLAIN = (bool, int, float, str, dict, list, type(None))
 
@@ -60,9 +90,11 @@ def typed(name: str, value: Any) -> Any:
     """Convert a value to the type of its argument; YAML reads `1e-3` as text, which becomes a number.
 
     Raises:
-        ValueError: the value has the wrong type; says what was expected.
+        ValueError: the value has the wrong type or is out of range; says what was expected.
     """
     annotation = field_types()[name]
+    if value is False and isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        value = "no"  # YAML reads an unquoted `no` as false
     numeric = annotation in (int, float) or {int, float} & set(typing.get_args(annotation))
     try:
         if numeric and isinstance(value, bool) and bool not in typing.get_args(annotation):
@@ -71,6 +103,12 @@ def typed(name: str, value: Any) -> Any:
         result = adapter.validate_python(value)
     except ValidationError:
         raise ValueError(f"{name} is {value!r}, expected {_expected(annotation)}") from None
+    if isinstance(result, int | float) and not isinstance(result, bool):
+        if not math.isfinite(result):
+            raise ValueError(f"{name} is {value!r}, expected a finite number")
+        in_range, expected = _RANGES.get(name, (None, ""))
+        if in_range is not None and not in_range(result):
+            raise ValueError(f"{name} is {value!r}, expected {expected}")
     return result.value if isinstance(result, enum.Enum) else result
 
 
@@ -87,12 +125,14 @@ def _expected(annotation: Any) -> str:
     return " or ".join(words)
 
 
-def check_training(training: Mapping[str, Any]) -> list[str]:
+def check_training(training: Mapping[Any, Any]) -> list[str]:
     """Check the keys of `training:`; returns a problem for each that is unknown, of the wrong type or not settable."""
     known = field_types()
     problems = []
     for name, value in training.items():
-        if name not in known:
+        if not isinstance(name, str):
+            problems.append(f"training.{name}: expected the name of an option")
+        elif name not in known:
             problems.append(f"training.{name}: transformers.TrainingArguments has no such option{nearest(name, known)}")
         elif name in FIXED:
             problems.append(f"training.{name}: set by multilora ({FIXED[name]}); leave it out")

@@ -55,6 +55,7 @@ def plan_preview(
 def _make(source: Any, overrides: list[str], measure: bool) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from multilora.data.overlap import overlap
     from multilora.modeling import parameter_counts
     from multilora.training.prepare import prepare
     from multilora.training.step_cost import step_cost
@@ -65,6 +66,7 @@ def _make(source: Any, overrides: list[str], measure: bool) -> dict[str, Any]:
         **prepared.plan.as_dict(),
         "trainable_parameters": trainable,
         "total_parameters": total,
+        "overlap": {name: asdict(entry) for name, entry in overlap(prepared.recipe.tasks).items()},
         "cost": asdict(step_cost(prepared)) if measure else None,
         "examples": {
             name: [{"text": text, "trained": trained} for text, trained in prepared.plan.rendered(name)]
@@ -107,6 +109,8 @@ def _local_paths(recipe: Recipe) -> list[Path] | None:
             return None
     name = recipe.model.name_or_path
     names = [str(Path(__file__).parents[1] / "nano") if name == "nano" else name]
+    if recipe.adapter.init_from is not None:
+        names.append(recipe.adapter.init_from)
     names += [path for task in recipe.tasks for path in (task.path, task.eval_path) if path is not None]
     if any(path.startswith(HUB_PREFIX) for path in names):
         return None

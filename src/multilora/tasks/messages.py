@@ -42,7 +42,7 @@ def messages_json(value: Any, where: str, *, filled: bool = False) -> str:
             "assistant's answer or remove the record",
             "no assistant turn",
         )
-    return json.dumps(messages, ensure_ascii=False)
+    return _dump(messages, where, "messages")
 
 
 def tools_json(value: Any, where: str, *, filled: bool = False) -> str:
@@ -59,8 +59,29 @@ def tools_json(value: Any, where: str, *, filled: bool = False) -> str:
     if not tools:
         return ""
     if isinstance(value, str):
-        return value
-    return json.dumps([_without_nulls(tool) for tool in tools] if filled else tools, ensure_ascii=False)
+        return _encodable(value, where, "tools")
+    return _dump([_without_nulls(tool) for tool in tools] if filled else tools, where, "tools")
+
+
+def _dump(value: Any, where: str, name: str) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:  # bytes and dates of parquet, NaN, deep nesting
+        raise RecordError(
+            f"{where}: the {name} are not JSON ({error}); fix or remove the record", f"{name} are not JSON"
+        ) from None
+    return _encodable(text, where, name)
+
+
+def _encodable(text: str, where: str, name: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(
+            f"{where}: the {name} have {text[error.start]!r}, half of a character (a lone surrogate); fix the data",
+            "not Unicode",
+        ) from None
+    return text
 
 
 def _parse(value: Any, where: str, name: str) -> Any:
@@ -68,8 +89,9 @@ def _parse(value: Any, where: str, name: str) -> Any:
         return list(value) if isinstance(value, tuple) else value
     try:
         return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{where}: the {name} are text and not JSON ({error.msg})", f"{name} are not JSON") from None
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", error)
+        raise RecordError(f"{where}: the {name} are text and not JSON ({reason})", f"{name} are not JSON") from None
 
 
 def _checked_message(value: Any, where: str) -> dict[str, Any]:
@@ -77,7 +99,7 @@ def _checked_message(value: Any, where: str) -> dict[str, Any]:
         raise RecordError(f"{where}: {str(value)[:80]!r}, expected an object with role and content", "no message")
     message = value
     if "role" not in message and "from" in message:
-        role = SHAREGPT_ROLES.get(message["from"])
+        role = SHAREGPT_ROLES.get(str(message["from"]))
         if role is None:
             raise RecordError(
                 f"{where}: from {message['from']!r}, expected one of {', '.join(SHAREGPT_ROLES)}; fix or remove it",

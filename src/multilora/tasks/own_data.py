@@ -19,7 +19,7 @@ from multilora.tasks.messages import messages_json, tools_json
 from multilora.tasks.multiple_choice import lettered_example
 from multilora.tasks.readers import FilledRecord, Record
 from multilora.tasks.record_task import RecordTask
-from multilora.tasks.source import field
+from multilora.tasks.source import field, is_text
 from multilora.tasks.templates import FieldTemplate
 
 
@@ -131,7 +131,7 @@ class QuestionTask(OwnDataTask):
         value: Any = record
         for name in self.choices.split("."):
             value = field(value, name, where)
-        if not isinstance(value, list | tuple) or not all(isinstance(item, str | int | float) for item in value):
+        if not isinstance(value, list | tuple) or not all(is_text(item) for item in value):
             raise RecordError(
                 f"{where}: field {self.choices!r} is {str(value)[:80]!r}, expected a list of texts; name another "
                 "field, or give choices as a list of templates",
@@ -150,7 +150,7 @@ def index_of(answer: str, choices: Sequence[str], where: str) -> int:
     letters = ascii_uppercase[: len(choices)]
     if len(answer) == 1 and answer.upper() in letters:
         matches.append(letters.index(answer.upper()))
-    if answer.isdecimal() and int(answer) < len(choices):
+    if answer.isdecimal() and len(answer) < 6 and int(answer) < len(choices):
         matches.append(int(answer))
     if len(set(matches)) > 1:
         raise RecordError(

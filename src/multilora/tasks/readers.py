@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,23 @@ def read_records(path: Path) -> RecordStream:
     if path.suffix not in READERS:
         raise DataError(f"{path}: unknown file type {path.suffix!r}; expected one of {', '.join(READERS)}")
     try:
+        check_regular(path)
         yield from READERS[path.suffix](path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def check_regular(path: Path) -> None:
+    """Check that a path is a file; opening a pipe or a device could wait forever.
+
+    Raises:
+        DataError: it is something else.
+        OSError: it does not exist, or cannot be read.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise DataError(f"{path}: is {kind}, expected a file; name a file, or save the data to one")
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -65,6 +80,8 @@ def _read_jsonl(path: Path) -> RecordStream:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{where}: broken JSON ({error.msg}, column {error.colno})") from None
+        except ValueError as error:  # a number with thousands of digits
+            raise DataError(f"{where}: broken JSON ({error})") from None
         except RecursionError:
             raise DataError(f"{where}: JSON nested too deeply to be a record") from None
         yield where, _object(where, record)
@@ -77,6 +94,8 @@ def _read_json(path: Path) -> RecordStream:
     except json.JSONDecodeError as error:
         hint = "; name a file with one object per line .jsonl" if error.msg == "Extra data" else ""
         raise DataError(f"{path}, line {error.lineno}: broken JSON ({error.msg}){hint}") from None
+    except ValueError as error:  # a number with thousands of digits
+        raise DataError(f"{path}: broken JSON ({error})") from None
     except RecursionError:
         raise DataError(f"{path}: JSON nested too deeply to be records") from None
     if not isinstance(records, list):
@@ -121,10 +140,7 @@ def read_csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
 def _read_csv(path: Path) -> RecordStream:
     rows = read_csv_rows(path)
     _, header = next(rows, ("", []))
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        names = ", ".join(map(repr, repeated))
-        raise DataError(f"{path}, line 1: the header has {names} twice; give each column another name")
+    _check_columns(f"{path}, line 1", header)
     for where, row in rows:
         if len(row) != len(header):
             raise DataError(
@@ -141,12 +157,25 @@ def _read_parquet(path: Path) -> RecordStream:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            _check_columns(str(path), file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for record in batch.to_pylist():
                     yield f"{path}, row {number}", FilledRecord(record)
                     number += 1
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: cannot be read as parquet at row {number} ({str(error).splitlines()[0]})") from None
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # text not in UTF-8, dates out of range
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: cannot be read as parquet at row {number} ({reason}); write the file again") from None
+
+
+def _check_columns(where: str, names: list[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        shown = ", ".join(map(repr, repeated))
+        raise DataError(f"{where}: the header has {shown} twice; give each column another name")
 
 
 READERS: dict[str, Callable[[Path], RecordStream]] = {

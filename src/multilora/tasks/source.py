@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from multilora.cache import content_digest
 from multilora.errors import DataError, RecordError
 from multilora.example import Split
 from multilora.recipe.schema import HUB_PREFIX, TaskSection
-from multilora.tasks.readers import READERS, FilledRecord, Record, RecordStream, read_records
+from multilora.tasks.readers import READERS, FilledRecord, Record, RecordStream, check_regular, read_records
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,6 +70,7 @@ def file_fingerprint(paths: list[Path]) -> list[Any]:
     entries = []
     for path in paths:
         try:
+            check_regular(path)
             entries.append([path.name, content_digest(path)])
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
@@ -227,13 +229,24 @@ def text_field(record: Record, name: str, where: str) -> str:
     """A field that must be text or a number, as text.
 
     Raises:
-        RecordError: the field is missing, null, a list or an object.
+        RecordError: the field is missing, null, a boolean, a list, an object, not finite or not valid Unicode.
     """
     value = field(record, name, where)
-    if not isinstance(value, str | int | float):
-        shown = "null" if value is None else type(value).__name__
+    if not is_text(value):
+        shown = "null" if value is None else repr(value)[:80]
         raise RecordError(f"{where}: field {name!r} is {shown}, expected text", f"field {name!r} is no text")
     return str(value)
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is text without lone surrogates (which no file can store), or a finite number."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def list_field(record: Record, name: str, where: str) -> list[Any]:

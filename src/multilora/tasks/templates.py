@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
-from jinja2 import StrictUndefined, TemplateError, nodes
+from jinja2 import StrictUndefined, TemplateError, Undefined, nodes
 from jinja2.exceptions import UndefinedError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -18,6 +21,9 @@ from multilora.tasks.readers import Record
 # Limits per record, far above what any model can read.
 MAX_ITERATIONS = 1_000_000
 MAX_CHARACTERS = 10_000_000
+
+# Dates and decimals come from parquet. An undefined value raises its own error when it is printed.
+_PRINTABLE = (str, int, float, Decimal, date, time, timedelta, UUID, Undefined)
 
 _iterations: ContextVar[int] = ContextVar("iterations")
 
@@ -37,6 +43,9 @@ def _printable(value: object) -> object:
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise TemplateError(f"it prints {value}, which is not a number; fix the data")
+    if not isinstance(value, _PRINTABLE):
+        kind = "a function; call it with ()" if callable(value) else f"a {type(value).__name__}; convert it to text"
+        raise TemplateError(f"it prints {kind}")
     return value
 
 
@@ -86,7 +95,7 @@ class FieldTemplate:
             for loop in tree.find_all(nodes.For):
                 loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None)
             self.template = _ENVIRONMENT.from_string(tree)
-        except (TemplateError, RecursionError) as error:
+        except (TemplateError, SyntaxError, MemoryError, RecursionError) as error:  # Python limits nested blocks
             raise DataError(
                 f"task {task!r}: the {key} template is not valid Jinja2: {error} (in {text[:200]!r}); fix it"
             ) from None
@@ -102,21 +111,20 @@ class FieldTemplate:
             text = self.template.render(record).strip()
             if len(text) > MAX_CHARACTERS:
                 raise TemplateError(f"it renders {len(text):,} characters, expected at most {MAX_CHARACTERS:,}")
+            text.encode()
             return text
         except UndefinedError as error:
             fields = ", ".join(map(repr, record))
             raise RecordError(
                 f"{where}: the {self.key} template: {error}; the record has {fields}", "missing field"
             ) from None
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            LookupError,
-            ArithmeticError,
-            MemoryError,
-            RecursionError,
-        ) as error:
+        except UnicodeEncodeError as error:
+            raise RecordError(
+                f"{where}: the {self.key} template: it prints {error.object[error.start]!r}, half of a character "
+                "(a lone surrogate); fix the data",
+                "not Unicode",
+            ) from None
+        except Exception as error:  # the methods and filters that a template calls may raise anything
             reason = "null field" if "is null" in str(error) else "template fails"
             message = str(error) or f"{type(error).__name__}; its text is too long"
             raise RecordError(f"{where}: the {self.key} template: {message}", reason) from None

@@ -56,6 +56,7 @@ def staged(folder: Path, *, main_process: bool, wait: Any) -> Iterator[Path]:
                 _flush(checkpoint)
                 shutil.rmtree(folder / checkpoint.name, ignore_errors=True)
                 os.replace(checkpoint, folder / checkpoint.name)
+            _sync(folder)  # the rename itself
     finally:
         if main_process:
             shutil.rmtree(staging, ignore_errors=True)
@@ -64,13 +65,16 @@ def staged(folder: Path, *, main_process: bool, wait: Any) -> Iterator[Path]:
 
 def _flush(folder: Path) -> None:
     """Flush a folder's files to disk, so that a power failure cannot leave a renamed folder with empty files."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def last_complete(folder: Path) -> Path | None:

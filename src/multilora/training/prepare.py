@@ -13,9 +13,9 @@ from multilora.data.collate import collator_for
 from multilora.data.plan import Plan, make_plan
 from multilora.data.probe import check_packing
 from multilora.data.tokenize import row_length
-from multilora.errors import RecipeError
+from multilora.errors import DataError, RecipeError
 from multilora.methods import FULL
-from multilora.modeling import attach, load_base, load_model_config, load_tokenizer, max_positions
+from multilora.modeling import attach, check_vocabulary, load_base, load_model_config, load_tokenizer, max_positions
 from multilora.recipe import Recipe
 from multilora.tasks.make import make_task
 from multilora.training.arguments import training_arguments
@@ -76,14 +76,33 @@ def plan_for(recipe: Recipe, config: Any, arguments: TrainingArguments) -> Plan:
     """
     # One process per machine tokenizes; the others read its cache.
     with arguments.main_process_first(desc="tokenizing"):
+        check_evaluation_data(recipe)
+        tokenizer = load_tokenizer(recipe.model)
+        check_vocabulary(tokenizer, config)
         return make_plan(
             recipe,
-            load_tokenizer(recipe.model),
+            tokenizer,
             max_length=row_length(recipe.data.max_length, config),
             rows_per_step=arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
             max_steps=arguments.max_steps,
             epochs=arguments.num_train_epochs,
         )
+
+
+def check_evaluation_data(recipe: Recipe) -> None:
+    """Read the evaluation data of every task, so that it does not fail after training.
+
+    Raises:
+        RecipeError: with one problem per task whose evaluation data cannot be used.
+    """
+    problems = []
+    for section in recipe.tasks:
+        try:
+            make_task(section).load("eval")
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise RecipeError(problems, "evaluation data")
 
 
 def stays_in_place(arguments: TrainingArguments) -> bool:
