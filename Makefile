@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: install demo test test-slow test-oldest test-deepspeed check format benchmark clean
+.PHONY: install demo test test-slow test-oldest test-deepspeed check format audit benchmark clean
 
 install: $(STAMP)
 
@@ -54,6 +54,15 @@ check: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Known vulnerabilities of the versions in constraints.txt, with pip-audit in a separate environment. It needs PyPI itself
+# (https://pypi.org/pypi/NAME/VERSION/json), since package indexes and mirrors have no such data; --strict fails if a
+# package cannot be looked up.
+AUDIT := $(VENV)-audit
+audit:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 benchmark: install
 	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/adapter.py

@@ -170,5 +170,6 @@ def test_files_of_a_run(recipe):
     files = {str(path.relative_to(run.path)) for path in run.path.rglob("*")}
     assert files >= RUN
     assert {"checkpoints/checkpoint-2", "checkpoints/checkpoint-4"} <= files
-    (best,) = run.path.glob("best-*")
-    assert (best / "evaluation.json").is_file()
+    best = list(run.path.glob("best-*"))  # of each checkpoint
+    assert best
+    assert all((folder / "evaluation.json").is_file() for folder in best)

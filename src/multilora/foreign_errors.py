@@ -39,6 +39,7 @@ PACKAGES = {
     "kernels": "kernels",
 }
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+_BAD_PATH = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENODEV}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -94,7 +95,9 @@ def _system_error(error: Any) -> MultiLoraError:
         return RunError(f"{file}{reason}; free some space or write elsewhere, then run again (train: with --resume)")
     if error.errno in _NOT_ALLOWED:
         return InputError(f"{file}{reason}; change its permissions or choose another place")
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError):
+    if error.errno in _BAD_PATH or isinstance(
+        error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError
+    ):
         return InputError(f"{file}{reason}; check the path")
     return RunError(f"{file}{reason}; check the file system, then run again")
 

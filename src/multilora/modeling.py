@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from multilora.methods import FULL, adapter_config
 from multilora.nano import NANO_DIR
 from multilora.recipe.schema import AdapterSection, ModelSection
 from multilora.saved_adapter import continued_options, read_saved_adapter
+
+logger = logging.getLogger(__name__)
 
 
 def model_source(section: ModelSection) -> str:
@@ -116,6 +119,8 @@ def load_base(section: ModelSection, *, trainable: bool = False, source: str | N
             **quantized,
         )
     _check_complete(model, loading, source or section.name_or_path)
+    if section.quantization == "none":
+        _check_finite(model, source or section.name_or_path)
     _check_decoder(model.config, section)
     return model
 
@@ -137,12 +142,30 @@ def _check_complete(model: Any, loading: Mapping[str, Any], source: str) -> None
             f"model.name_or_path: {source!r} has {len(mismatches)} weights in another shape than its config "
             f"({_some(mismatches)}); {advice}"
         )
+    unused = sorted(loading["unexpected_keys"])
+    if unused:
+        logger.warning(
+            "%s: %d weights are not used by %s (%s); is its config.json that of these weights?",
+            source,
+            len(unused),
+            type(model).__name__,
+            _some(unused),
+        )
     missing = sorted(loading["missing_keys"])
     if missing:
         raise InputError(
             f"model.name_or_path: {source!r} lacks {len(missing)} weights of {type(model).__name__} "
             f"({_some(missing)}), which would be random; {advice}"
         )
+
+
+def _check_finite(model: Any, source: str) -> None:
+    """Check that no weight is NaN or infinite; processes that wait for the weights of another have none to check."""
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta and parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            raise InputError(
+                f"model.name_or_path: {source!r} has NaN or infinite weights ({name}); restore or download it again"
+            )
 
 
 def _some(items: list[str]) -> str:
@@ -166,7 +189,9 @@ def _no_progress_bar() -> Iterator[None]:
 def _from_pretrained(cls: Any, source: str, section: ModelSection, **options: Any) -> Any:
     try:
         return cls.from_pretrained(source, revision=section.revision, **options)
-    except (OSError, ValueError) as error:
+    except (ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged config or checkpoint makes transformers raise errors of any kind
         kind = "folder" if Path(source).is_dir() else "name"
         raise InputError(
             f"model.name_or_path: cannot load {source!r} ({' '.join(str(error).split())[:300]}); "

@@ -10,7 +10,16 @@ import torch
 from conftest import make_gpt2, make_llama, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
+from peft import (
+    BeftConfig,
+    HRAConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoraConfig,
+    TrainableTokensConfig,
+    get_peft_model,
+)
 
 from multilora import MultiLoraConfig
 from multilora.analysis.spectrum import (
@@ -63,13 +72,16 @@ def test_measures_of_a_zero_update_are_nan():
         MultiLoraConfig(r=2, num_branches=3, lora_alpha=5, target_modules="all-linear"),
         LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights=False),
         LoHaConfig(r=3, target_modules=["q_proj", "up_proj"], init_weights=False),
+        LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, use_dora=True),
+        HRAConfig(r=2, target_modules=["q_proj", "up_proj"], init_weights=False),
+        IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False),
     ],
-    ids=["multilora", "lora", "loha"],
+    ids=["multilora", "lora", "loha", "dora", "hra", "ia3"],
 )
 def test_adapter_spectra_equal_those_of_the_merged_model(make, config):
     """The spectrum from the factors equals that of the difference between merged and original weights."""
-    if make is make_gpt2 and not isinstance(config, MultiLoraConfig | LoraConfig):
-        pytest.skip("LoHa has no Conv1D")
+    if make is make_gpt2 and config.target_modules != "all-linear":
+        pytest.skip("not for Conv1D, or for other names of modules")
     model = get_peft_model(make(), copy.deepcopy(config))  # PEFT writes the matched module names into it
     randomise(model)
     spectrum = adapter_spectrum(model, "x")
@@ -86,12 +98,31 @@ def test_adapter_spectra_equal_those_of_the_merged_model(make, config):
         )
 
 
-def test_methods_without_a_low_rank_update_raise():
-    with pytest.raises(AdapterError, match="no additive weight update"):
-        adapter_spectrum(get_peft_model(make_llama(), IA3Config(task_type="CAUSAL_LM")), "ia3")
-    dora = get_peft_model(make_llama(), LoraConfig(target_modules=["q_proj"], use_dora=True))
-    with pytest.raises(AdapterError, match="more than a product of two factors"):
-        adapter_spectrum(dora, "lora")
+def test_updates_that_are_no_matrices_raise():
+    with pytest.raises(AdapterError, match="adapts no weight matrix"):
+        adapter_spectrum(get_peft_model(make_llama(), LNTuningConfig(task_type="CAUSAL_LM")), "ln_tuning")
+    with pytest.raises(AdapterError, match="cannot merge bias adapter"):
+        adapter_spectrum(get_peft_model(make_llama(), BeftConfig(target_modules=["q_proj"])), "beft")
+
+
+def test_the_analysis_leaves_the_model_unchanged():
+    model = get_peft_model(make_llama(), LoHaConfig(r=3, target_modules=["q_proj"], init_weights=False))
+    before = copy.deepcopy(model.state_dict())
+    adapter_spectrum(model, "loha")
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) and after[name].dtype == value.dtype for name, value in before.items())
+    assert not any(getattr(module, "merged_adapters", None) for module in model.modules())
+
+
+def test_trained_tokens_are_rows_of_the_embedding():
+    model = get_peft_model(make_llama(), TrainableTokensConfig(token_indices=[5, 9]))
+    with torch.no_grad():
+        (delta,) = (value for name, value in model.named_parameters() if "trainable_tokens_delta" in name)
+        change = torch.randn(delta.shape)
+        delta += change
+    (matrix,) = adapter_spectrum(model, "trainable_tokens").matrices
+    assert (matrix.name, matrix.shape) == ("model.embed_tokens", (320, 32))
+    torch.testing.assert_close(torch.tensor(matrix.singular_values), torch.linalg.svdvals(change), rtol=1e-3, atol=1e-5)
 
 
 def test_full_fine_tuning_uses_the_matrices_that_adapters_target():

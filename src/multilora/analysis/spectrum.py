@@ -10,6 +10,8 @@ With sigma the singular values of one matrix's update and p_i = sigma_i^2 / sum 
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -127,8 +129,8 @@ def _has_adapter(module: Any, adapter_name: str) -> bool:
     return any(adapter_name in getattr(module, part, ()) for part in module.adapter_layer_names)
 
 
-def _factors(module: Any, method: str, adapter_name: str) -> tuple[Tensor, Tensor] | None:
-    """Return (up [..., d_out, k], down [..., k, d_in]) of a MultiLoRA or LoRA layer, None for other methods."""
+def _factors(module: Any, adapter_name: str) -> tuple[Tensor, Tensor] | None:
+    """Return (up [..., d_out, k], down [..., k, d_in]) of a MultiLoRA or plain LoRA layer, None for other layers."""
     from peft.tuners import lora
 
     if isinstance(module, MultiLoraLayer):
@@ -136,19 +138,40 @@ def _factors(module: Any, method: str, adapter_name: str) -> tuple[Tensor, Tenso
         return up, down
     if not isinstance(module, lora.LoraLayer) or not isinstance(module.lora_A, torch.nn.ModuleDict):
         return None
-    if adapter_name not in module.lora_A:  # an adapted embedding
+    if adapter_name not in module.lora_A or module.lora_variant:  # an adapted embedding, or DoRA and the like
         return None
-    if module.lora_variant:
-        raise AdapterError(
-            f"analyze: this variant of LoRA ({method}) is more than a product of two factors, which is not supported; "
-            "analyze a plain LoRA or MultiLoRA run"
-        )
     if hasattr(module, "get_delta_factors"):  # a stack of experts
         left, right, factor = module.get_delta_factors(adapter_name)
         return left * factor, right
     lora_A: Any = module.lora_A[adapter_name]
     lora_B: Any = module.lora_B[adapter_name]
     return lora_B.weight * module.scaling[adapter_name], lora_A.weight
+
+
+def _merged_difference(module: Any, method: str, adapter_name: str) -> Tensor:
+    """Return what merging adds to the weight of a layer, in float64; not every method's `get_delta_weight` is that.
+
+    Raises:
+        AdapterError: the layer cannot be merged.
+    """
+    weight = module.get_base_layer().weight
+    if not weight.is_floating_point() or hasattr(weight, "quant_state"):
+        raise AdapterError(
+            f"analyze: the update of method {method!r} cannot be computed on a quantized base; use lora or multilora, "
+            "or set model.quantization to none"
+        )
+    merged = copy.deepcopy(module).double()
+    before = merged.get_base_layer().weight.detach().clone()
+    try:
+        with torch.no_grad():
+            merged.merge(adapter_names=[adapter_name])
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise AdapterError(
+            f"analyze: the update of method {method!r} is not a change of the weights, or not one that PEFT can "
+            f"compute ({' '.join(str(error).split())}); analyze a run of another method"
+        ) from error
+    difference: Tensor = merged.get_base_layer().weight.detach() - before
+    return difference
 
 
 def _low_rank_spectra(name: str, module: Any, up: Tensor, down: Tensor) -> list[MatrixSpectrum]:
@@ -161,30 +184,51 @@ def _low_rank_spectra(name: str, module: Any, up: Tensor, down: Tensor) -> list[
     return [_spectrum(f"{name}[{i}]", shape, singular_values_of_product(up[i], down[i])) for i in range(up.shape[0])]
 
 
+def _check_base_unchanged(model: Any, method: str, adapter_name: str) -> None:
+    """Check that attaching the adapter left the base weights as they were.
+
+    Raises:
+        AdapterError: its initialisation changed them, so that the adapter alone is not the update.
+    """
+    init = getattr(model.peft_config[adapter_name], "init_lora_weights", None)
+    if isinstance(init, str) and init.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        raise AdapterError(
+            f"analyze: {method} with init_lora_weights {init!r} changes the base weights, so its update cannot be "
+            "computed from the adapter; analyze a run with the default init_lora_weights"
+        )
+
+
+def _adapted_layers(model: Any, adapter_name: str) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, BaseTunerLayer) and _has_adapter(module, adapter_name):
+            yield name, module
+
+
 def adapter_spectrum(model: Any, method: str, adapter_name: str = "default") -> Spectrum:
     """Compute the spectrum of every adapted matrix of a `PeftModel`.
 
-    MultiLoRA and LoRA use their factors, other methods their dense `get_delta_weight`.
+    MultiLoRA and plain LoRA use their factors, other methods the difference that merging makes to the weights.
 
     Raises:
-        AdapterError: the method has no additive weight update, or adapts no weight matrix.
+        AdapterError: the method is not a change of weights, or changes no weight matrix.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
+    _check_base_unchanged(model, method, adapter_name)
     matrices: list[MatrixSpectrum] = []
-    for name, module in model.get_base_model().named_modules():
-        if not isinstance(module, BaseTunerLayer) or not _has_adapter(module, adapter_name):
-            continue
-        factors = _factors(module, method, adapter_name)
+    for name, module in _adapted_layers(model, adapter_name):
+        factors = _factors(module, adapter_name)
         if factors is not None:
             matrices += _low_rank_spectra(name, module, *factors)
             continue
-        if not hasattr(module, "get_delta_weight"):
-            raise AdapterError(f"analyze: method {method!r} has no additive weight update")
-        dense = module.get_delta_weight(adapter_name).detach().double()
-        matrices.append(_spectrum(name, (dense.shape[0], dense.shape[1]), torch.linalg.svdvals(dense)))
+        if getattr(module.get_base_layer(), "weight", torch.empty(0)).dim() < 2:  # the scale of a norm
+            continue
+        dense = _merged_difference(module, method, adapter_name).flatten(1)
+        rows = dense[dense.any(dim=1)] if dense.any() else dense[:1]  # few rows of an embedding are trained
+        name = name.removesuffix(".token_adapter")
+        matrices.append(_spectrum(name, (dense.shape[0], dense.shape[1]), torch.linalg.svdvals(rows)))
     if not matrices:
-        raise AdapterError(f"analyze: method {method!r} adapts no weight matrix")
+        raise AdapterError(f"analyze: method {method!r} adapts no weight matrix; analyze a run of another method")
     return Spectrum(method, matrices)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from multilora.cli.options import RunPath
+from multilora.cli.options import AsJson, RunPath
 
 
 class Target(StrEnum):
@@ -23,13 +24,20 @@ def export(
         Target, typer.Option("--to", help="lora: a plain LoRA adapter; merged: the base with the adapter merged.")
     ],
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder.")],
+    json: AsJson = False,
 ) -> None:
-    """Export a run as a plain LoRA adapter or as a plain model."""
+    """Export a run as a plain LoRA adapter or as a plain model, and verify that it equals the run's model."""
+    from multilora.cli.show import show_json
+
     if to is Target.lora:
-        from multilora.export.lora import export_lora
+        from multilora.export.lora import write_lora
 
-        print(export_lora(run, out))
+        verification = write_lora(run, out)
     else:
-        from multilora.export.merge import export_merged
+        from multilora.export.merge import write_merged
 
-        print(export_merged(run, out))
+        verification = write_merged(run, out)
+    if json:
+        show_json({"folder": out, "verification": verification and asdict(verification)})
+    else:
+        print(out, verification, sep="\n")

@@ -55,7 +55,7 @@ def _show(preview: dict[str, Any]) -> None:
     table(title, columns, rows)
     out = console()
     for line in [*_truncated_and_dropped(preview["tasks"]), *_overlap(preview["overlap"])]:
-        out.print(line, highlight=False)
+        out.print(line, highlight=False, markup=False)
     cost = preview["cost"]
     if cost is not None:
         out.print(

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from multilora.evaluation.task_score import TaskScore
 from multilora.files import to_json
@@ -26,12 +27,12 @@ def console() -> Console:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table with the first column aligned left and the others aligned right."""
     out = console()
-    out.print(title, soft_wrap=True, highlight=False)
+    out.print(title, soft_wrap=True, highlight=False, markup=False)
     grid = Table()
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        grid.add_column(Text(column), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(Text, row))
     out.print(grid)
 
 

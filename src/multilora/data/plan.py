@@ -141,7 +141,7 @@ class Plan:
         """
         try:
             saved = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["made_from"]
-        except (OSError, KeyError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunDirectoryError(f"{folder / SUMMARY_FILE}: no readable plan ({error})") from None
         differences = changes(saved, json.loads(json.dumps(self.made_from)))
         if differences:
@@ -170,7 +170,7 @@ def make_plan(
         RecipeError: the data of some tasks cannot be used; one problem per task.
     """
     section, data = recipe.mixture, recipe.data
-    renderer = Renderer(tokenizer, data.template)
+    renderer = Renderer(tokenizer, data.template, data.special_tokens)
     options = TokenizeOptions(max_length, data.loss_on, data.overlong, data.cut_responses)
     tokenized = _tokenize_all(recipe, renderer, options)
     costs = {name: unit_cost(task, section.unit) for name, task in tokenized.items()}

@@ -25,9 +25,9 @@ def check_packing(model: Any, collator: Collator) -> None:
     Raises:
         InputError: the logits of the segment depend on the preceding segments.
     """
-    device = model.get_input_embeddings().weight.device
+    device = model.device
     size = min(8, (max_positions(model.config) or 16) // 2)
-    vocab_size = model.get_input_embeddings().num_embeddings
+    vocab_size = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
 
     def segment(length: int) -> list[int]:

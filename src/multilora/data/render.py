@@ -8,9 +8,10 @@ starts from exactly the tokens seen in training.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
@@ -59,8 +60,18 @@ class Renderer:
             chat template drops the text of an assistant turn.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "auto") -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str = "auto",
+        special_tokens: Literal["refuse", "allow"] = "refuse",
+    ) -> None:
         self.tokenizer: Any = tokenizer
+        self._special: re.Pattern[str] | None = None
+        if special_tokens == "refuse":
+            added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+            names = sorted({*added, *self.tokenizer.all_special_tokens} - {""}, key=len, reverse=True)
+            self._special = re.compile("|".join(map(re.escape, names))) if names else None
         if self.tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no eos_token to end a response with; set one in its config")
         if template == "auto":
@@ -89,12 +100,28 @@ class Renderer:
         plain = PLAIN_TEMPLATES[self.template]
         return plain.before + prompt + plain.after
 
+    def check_text(self, text: str) -> None:
+        """Refuse text of the data that the tokenizer would read as a control token.
+
+        Raises:
+            DataError: names the token and how to allow it.
+        """
+        match = self._special.search(text) if self._special else None
+        if match:
+            start = max(match.start() - 20, 0)
+            raise DataError(
+                f"the text {text[start : match.end() + 20]!r} contains {match[0]!r}, which would become the special "
+                "token; remove it from the data, or set data.special_tokens to allow"
+            )
+
     def prefix_ids(self, prompt: str) -> list[int]:
         """Return the token ids of BOS and prompt, from which generation starts."""
+        self.check_text(prompt)
         return self._with_bos(self._ids(self.prefix_text(prompt)))
 
     def response_ids(self, response: str) -> list[int]:
         """Return the token ids of a response, without its end token."""
+        self.check_text(response)
         return self._continuation(self.head + response)
 
     def closing_ids(self) -> list[int]:
@@ -123,6 +150,9 @@ class Renderer:
         """
         if not any(message.get("role") == "assistant" for message in messages):
             raise DataError("the messages contain no assistant turn, so no token would be trained on")
+        for message in messages:
+            if isinstance(message.get("content"), str):
+                self.check_text(message["content"])
         texts = self._chat_texts(messages, tools) if self.has_chat_template else self._plain_chat_texts(messages, tools)
         pieces: list[Piece] = []
         for text, trained in texts:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # Part of every cache key: increase it whenever the same example would get different tokens.
-VERSION = 2
+VERSION = 3
 COMPLETE, TRUNCATED, CUT = 0, 1, 2
 DEFAULT_MAX_LENGTH = 1024
 
@@ -167,11 +167,17 @@ class _Tokenizer:
         tools = batch.get("tools") or [""] * len(indices)
         plain = [i for i, chat in enumerate(chats) if not chat]
         for i in plain:
+            where = f"task {self.name!r}, example {indices[i]}"
             if not batch["response"][i].strip():
                 raise DataError(
-                    f"task {self.name!r}, example {indices[i]}: the response is empty, so no token would be "
-                    "trained on; remove the record or fix its template"
+                    f"{where}: the response is empty, so no token would be trained on; remove the record or fix its "
+                    "template"
                 )
+            try:
+                self.renderer.check_text(batch["prompt"][i])
+                self.renderer.check_text(batch["response"][i])
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from None
         plain_pieces = self.renderer.example_pieces(
             [batch["prompt"][i] for i in plain], [batch["response"][i] for i in plain]
         )

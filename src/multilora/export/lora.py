@@ -8,6 +8,7 @@ decomposition.
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from multilora.errors import AdapterError, RunDirectoryError
-from multilora.files import atomic_folder
+from multilora.export.folder import new_folder
+from multilora.export.in_memory import NOT_EQUAL, load_lora, verify_in_memory
+from multilora.export.prompts import run_prompts
+from multilora.export.verify import (
+    LOOSEST,
+    TOLERANCES,
+    Verification,
+    check_files,
+    check_finite,
+    compare,
+    float32,
+    prompt_logits,
+)
+from multilora.foreign_errors import own_errors
 from multilora.methods import FULL
 from multilora.peft_method import MultiLoraConfig, MultiLoraLayer, ParamWrapper
-from multilora.runs.directory import Run, check_free
+from multilora.runs.directory import Run
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -98,8 +112,7 @@ def convert_to_lora(model: PeftModel) -> PeftModel:
     Raises:
         AdapterError: an adapter is not MultiLoRA or is merged into the base.
     """
-    if any(module.merged_adapters for module in model.modules() if isinstance(module, MultiLoraLayer)):
-        raise AdapterError("convert_to_lora: the adapters are merged into the base; call model.unmerge_adapter() first")
+    _check_unmerged(model, "convert_to_lora")
     active, training = list(model.active_adapters), model.training
     adapters = {name: lora_state(model, name, save_embedding_layers=False) for name in model.peft_config}
     trainable = any(parameter.requires_grad for name, parameter in model.named_parameters() if "multilora_" in name)
@@ -122,8 +135,11 @@ def convert_to_lora(model: PeftModel) -> PeftModel:
     return lora.train(training)
 
 
+@own_errors
 def export_lora(source: Any, out: str | Path, adapter_name: str = "default") -> Path:
     """Write a MultiLoRA adapter as a plain LoRA adapter that stock PEFT loads.
+
+    The export is verified, see `multilora.export.verify`.
 
     Args:
         source: a `Run`, a run directory, or a `PeftModel`
@@ -134,19 +150,55 @@ def export_lora(source: Any, out: str | Path, adapter_name: str = "default") -> 
         the folder
 
     Raises:
-        AdapterError: not a MultiLoRA adapter.
-        RunDirectoryError: `out` is taken, or `source` is not a finished run.
+        AdapterError: not a MultiLoRA adapter, it is merged into the base, or a weight is NaN or infinite.
+        RunDirectoryError: `out` is taken or cannot be written, or `source` is not a finished run.
+        RunError: the export differs from the original; nothing is written.
     """
-    out = Path(out)
-    check_free(out)
+    write_lora(source, out, adapter_name)
+    return Path(out)
+
+
+def write_lora(source: Any, out: str | Path, adapter_name: str = "default") -> Verification | None:
+    """Do the work of `export_lora`; returns the verification, or None if the model of a `PeftModel` reads no tokens."""
     if isinstance(source, str | Path):
         source = Run(source)
-    if isinstance(source, Run):
-        if source.recipe.adapter.method == FULL:
-            raise RunDirectoryError(f"{source.path}: method `full` has no adapter to convert; export it merged")
-        source = source.load_model()
-    config, state = lora_state(source, adapter_name)
-    with atomic_folder(out) as folder:
-        config.save_pretrained(str(folder))
-        save_file(state, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
-    return out
+    if isinstance(source, Run) and source.recipe.adapter.method == FULL:
+        raise RunDirectoryError(f"{source.path}: method `full` has no adapter to convert; export it merged")
+    with new_folder(Path(out)) as folder:
+        if isinstance(source, Run):
+            return _write_run(source, folder)
+        _check_unmerged(source, "export_lora")
+        state = _write(source, folder, adapter_name)
+        return verify_in_memory(source, folder, adapter_name, state)
+
+
+def _write_run(run: Run, folder: Path) -> Verification:
+    prompts = run_prompts(run)
+    model = run.load_model()
+    _write(model, folder, "default")
+    quantized = getattr(model, "is_quantized", False)
+    tolerance = LOOSEST if quantized else TOLERANCES[torch.float32]
+
+    def logits(model: Any) -> list[Tensor]:
+        with nullcontext() if quantized else float32(model):
+            return prompt_logits(model, prompts)
+
+    reference = logits(model)
+    del model
+    lora = load_lora(run.load_base(), folder)
+    return compare(logits(lora), reference, prompts, tolerance, NOT_EQUAL)
+
+
+def _write(model: PeftModel, folder: Path, adapter_name: str) -> dict[str, Tensor]:
+    config, state = lora_state(model, adapter_name)
+    check_finite(get_peft_model_state_dict(model, adapter_name=adapter_name))
+    check_finite(state)  # folding may overflow
+    config.save_pretrained(str(folder))
+    save_file(state, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
+    check_files(folder, state)
+    return state
+
+
+def _check_unmerged(model: PeftModel, action: str) -> None:
+    if any(module.merged_adapters for module in model.modules() if isinstance(module, MultiLoraLayer)):
+        raise AdapterError(f"{action}: the adapters are merged into the base; call model.unmerge_adapter() first")

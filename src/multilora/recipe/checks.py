@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from multilora.errors import InputError, nearest
-from multilora.methods import FULL, adapter_config, option_names, unsupported_methods
+from multilora.methods import FULL, adapter_config, option_names, unsupported_methods, unsupported_options
 from multilora.recipe.schema import AdapterSection, ModelSection, RecipeSchema, TaskSection
 from multilora.recipe.task_checks import check_task
 from multilora.recipe.training_keys import check_training
@@ -155,6 +155,9 @@ def _check_adapter(section: AdapterSection) -> list[str]:
             options = continued_options(section.method, options, read_saved_adapter(section.init_from))
         except InputError as error:
             return [f"adapter.init_from: {error}"]
+    refused = unsupported_options(section.method, section.options)
+    if refused:
+        return [f"adapter.{key}: {reason}" for key, reason in refused.items()]
     try:
         adapter_config(section.method, options)
     except (ValueError, TypeError) as error:

@@ -186,6 +186,9 @@ class DataSection(Section):
     template: Literal["auto", "chat", "instruction", "question"] = Field(
         "auto", description="the tokenizer's chat template or a plain one; auto: chat if the tokenizer has a template"
     )
+    special_tokens: Literal["refuse", "allow"] = Field(
+        "refuse", description="text of the data that is a special token of the tokenizer, such as </s>, is an error"
+    )
     overlong: Literal["truncate_prompt", "drop"] = Field(
         "truncate_prompt", description="what to do with examples over max_length: cut the prompt's start, or drop them"
     )

@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from multilora.errors import RecipeError, RunDirectoryError
 from multilora.methods import FULL
 from multilora.modeling import load_base, load_tokenizer
@@ -57,8 +59,10 @@ class Run:
     @property
     def training(self) -> dict[str, Any]:
         """The content of `train.json`: steps, seconds, parameters."""
-        value: dict[str, Any] = _read_json(self.path / FACTS_FILE)
-        return value
+        facts = _read_json(self.path / FACTS_FILE)
+        if not isinstance(facts, dict):
+            raise _damaged(self.path / FACTS_FILE, TypeError(f"holds {type(facts).__name__}, expected an object"))
+        return facts
 
     @property
     def metrics(self) -> list[dict[str, float]]:
@@ -101,7 +105,18 @@ class Run:
 
         import multilora.peft_method  # noqa: F401  (registers the method)
 
-        return PeftModel.from_pretrained(self.load_base(quantized=quantized), str(self.weights))
+        base = self.load_base(quantized=quantized)
+        try:
+            model = PeftModel.from_pretrained(base, str(self.weights))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # PEFT raises many kinds for files that are missing or damaged
+            raise _damaged(self.weights, error) from error
+        for name, parameter in model.named_parameters():
+            is_adapter = any(f".{part}." in f".{name}." for part in model.active_adapters)
+            if is_adapter and not (parameter.is_meta or torch.isfinite(parameter).all()):
+                raise RunDirectoryError(f"{self.weights}: {name} is NaN or infinite; train the run again")
+        return model
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

@@ -54,7 +54,7 @@ def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evalu
     if max_examples is not None:
         section = section.model_copy(update={"max_examples": max_examples})
     sets = evaluation_sets(recipe, section.max_examples)
-    renderer = Renderer(run.load_tokenizer(), recipe.data.template)
+    renderer = Renderer(run.load_tokenizer(), recipe.data.template, recipe.data.special_tokens)
     device = best_device()
     # Load the base instead of disabling the adapter, which would keep trained biases.
     base = to_device(run.load_base(), device)

@@ -55,9 +55,9 @@ def _steps(args: TrainingArguments, plan: Plan) -> Iterator[str]:
 
 
 def _model(model: Any, plan: Plan) -> Iterator[str]:
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = getattr(model.config.get_text_config(), "vocab_size", None)
     tokens = len(plan.renderer.tokenizer)
-    if tokens > vocabulary:
+    if vocabulary is not None and tokens > vocabulary:
         yield (
             f"the plan's tokenizer has {tokens:,} tokens, but the model's embedding has {vocabulary:,} rows; make the "
             "plan with the tokenizer of this model, or resize its embeddings"
