@@ -141,17 +141,17 @@ def test_no_circle_of_rooms(graph):
 def test_an_import_that_points_upwards_is_found(added):
     sources = module_sources(PACKAGE)
     sources["tasks.base"] += f"\n{added}\n"
-    found = upward(imports_of(sources))
-    assert len(found) == 1
-    assert found[0].startswith("tasks.base imports ")
+    wrong = upward(imports_of(sources))
+    assert len(wrong) == 1
+    assert wrong[0].startswith("tasks.base imports ")
 
 
 def test_a_circle_is_found():
     sources = module_sources(PACKAGE)
     sources["tasks.source"] += "\nfrom multilora.tasks.record_task import RecordTask\n"
-    found = imports_of(sources)
-    assert upward(found) == []
-    assert set(circle_in(found) or []) == {"tasks.source", "tasks.record_task"}
+    graph = imports_of(sources)
+    assert upward(graph) == []
+    assert set(circle_in(graph) or []) == {"tasks.source", "tasks.record_task"}
 
 
 def test_no_file_is_too_long():

@@ -48,9 +48,9 @@ CASES = [
 
 @pytest.mark.parametrize(("error", "kind", "message"), CASES, ids=lambda value: type(value).__name__)
 def test_each_becomes_ours(error, kind, message):
-    own = as_own_error(error)
-    assert type(own) is kind
-    assert re.search(message, str(own))
+    translated = as_own_error(error)
+    assert type(translated) is kind
+    assert re.search(message, str(translated))
 
 
 def test_our_own_are_found_inside_others():

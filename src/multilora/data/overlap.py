@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,15 +54,15 @@ def overlap(sections: Sequence[TaskSection]) -> dict[str, Overlap]:
     return result
 
 
-def _hashes(dataset: object) -> tuple[Hashes, Hashes]:
+def _hashes(dataset: Any) -> tuple[Hashes, Hashes]:
     """64-bit hashes of the prompts (or chats), as they are and normalized, each [examples]."""
     pairs = [(_hash(text), _hash(normalize(text))) for text in _texts(dataset)]
     columns = np.array(pairs, dtype=np.uint64).reshape(-1, 2)
     return columns[:, 0], columns[:, 1]
 
 
-def _texts(dataset: object) -> Iterator[str]:
-    table = dataset.with_format("arrow")  # type: ignore[attr-defined]
+def _texts(dataset: Any) -> Iterator[str]:
+    table = dataset.with_format("arrow")
     for batch in table.iter(batch_size=1000):
         for prompt, messages in zip(batch["prompt"].to_pylist(), batch["messages"].to_pylist(), strict=True):
             yield messages or prompt
