@@ -8,12 +8,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from multilora.methods import FULL, config_classes, option_names, unsupported_methods
-from multilora.recipe.schema import AdapterSection, RecipeSchema
+from multilora.recipe.schema import INTERNAL_OPTIONS, AdapterSection, RecipeSchema
 from multilora.recipe.training_keys import FIXED, field_types
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-# Set by PEFT or multilora, not in a recipe.
-_INTERNAL = {"peft_type", "task_type", "auto_mapping", "peft_version", "inference_mode", "base_model_name_or_path"}
 
 
 def recipe_json_schema() -> dict[str, Any]:
@@ -54,7 +52,7 @@ def _adapter_schema(schema: dict[str, Any]) -> dict[str, Any]:
     method = {**schema["properties"]["method"], "enum": methods}
     cases = []
     for name in methods:
-        options = {key: _option(name, key) for key in option_names(name) if key not in _INTERNAL}
+        options = {key: _option(name, key) for key in option_names(name) if key not in INTERNAL_OPTIONS}
         common = {"method": True} if name == FULL else {"method": True, "init_from": True}
         cases.append(
             {
