@@ -53,7 +53,7 @@ def recipe_of(tasks: list[dict[str, Any]], model: Path) -> dict[str, Any]:
 
 def run_multilora(recipe: dict[str, Any]) -> tuple[float, float, int]:
     """Return (seconds, fill rate, examples) of tokenizing, mixing and packing, without reading the files."""
-    from multilora.data.plan import make_plan
+    from multilora.data.make_plan import make_plan
     from multilora.modeling import load_tokenizer
     from multilora.recipe import Recipe
     from multilora.tasks import make_task
@@ -167,7 +167,7 @@ def _send(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -
 def _plan_of_many(folder: str, model: str, count: int) -> dict[str, float]:
     """Plan a generated mixture; return the time and the peak of anonymous memory (mapped files do not count)."""
     os.environ["HF_DATASETS_CACHE"] = f"{folder}/cache"
-    from multilora.data.plan import make_plan
+    from multilora.data.make_plan import make_plan
     from multilora.modeling import load_tokenizer
     from multilora.recipe import Recipe
 

@@ -7,7 +7,10 @@ import pytest
 from conftest import write_jsonl
 
 import multilora
+from multilora.data.saved_plan import SavedPlan
 from multilora.evaluation.score import evaluation_sets
+from multilora.modeling import load_model_config
+from multilora.training.prepare import plan_for, recipe_arguments
 
 
 def test_proportional_shares_follow_sizes(recipe):
@@ -194,10 +197,82 @@ def test_packed_items_contain_complete_segments_with_separate_positions(recipe):
 def test_a_changed_plan_differs_from_the_saved_one(recipe, tmp_path):
     plan = multilora.plan(recipe)
     plan.save(tmp_path / "plan")
-    multilora.plan(recipe).check_same(tmp_path / "plan")
+    saved = SavedPlan.load(tmp_path / "plan")
+    saved.check_same(multilora.plan(recipe).made_from)
+    assert saved.table.equals(plan.table)
     with pytest.raises(multilora.errors.RunDirectoryError, match=r"mixture.seed: was 0, is 1"):
-        multilora.plan(recipe, ["mixture.seed=1"]).check_same(tmp_path / "plan")
+        saved.check_same(multilora.plan(recipe, ["mixture.seed=1"]).made_from)
     with open(recipe["tasks"][1]["path"], "a") as file:
         file.write('{"word": "new", "twice": "new new"}\n')
     with pytest.raises(multilora.errors.RunDirectoryError, match=r"tokens.echo: was"):
-        multilora.plan(recipe).check_same(tmp_path / "plan")
+        saved.check_same(multilora.plan(recipe).made_from)
+
+
+def test_a_damaged_table_is_refused(recipe, tmp_path):
+    multilora.plan(recipe).save(tmp_path / "plan")
+    table = tmp_path / "plan" / "plan.arrow"
+    content = bytearray(table.read_bytes())
+    content[len(content) // 2] ^= 1
+    table.write_bytes(content)
+    with pytest.raises(multilora.errors.RunDirectoryError, match=r"the checksum of plan.arrow is wrong"):
+        SavedPlan.load(tmp_path / "plan")
+
+
+LENGTHS = {
+    "steps": ("training.max_steps=7", "training.max_steps=19", "training.max_steps=40"),
+    "epochs": ("training.num_train_epochs=0.6", "training.num_train_epochs=1.5", "training.num_train_epochs=4"),
+    "tokens": ("mixture.total_tokens=900", "mixture.total_tokens=1500", "mixture.total_tokens=4000"),
+}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("homogeneous", ["true", "false"])
+@pytest.mark.parametrize("packing", ["true", "false"])
+@pytest.mark.parametrize("unit", ["examples", "tokens"])
+@pytest.mark.parametrize("order", ["balanced", "shuffled"])
+def test_an_extended_plan_begins_with_the_earlier_one_and_continues_its_draws(
+    recipe, tmp_path, length, homogeneous, packing, unit, order
+):
+    del recipe["training"]["max_steps"]
+    options = [
+        *(f"mixture.homogeneous_batches={homogeneous}", f"data.packing={packing}", f"mixture.unit={unit}"),
+        *(f"mixture.order={order}", "mixture.strategy=equal"),
+    ]
+    loaded = multilora.Recipe.load(recipe, [*options, LENGTHS[length][0]])
+    plan = plan_for(loaded, load_model_config(loaded.model), recipe_arguments(loaded))
+    ends = [plan.steps]
+    for setting in LENGTHS[length][1:]:
+        plan.save(tmp_path / "plan")
+        saved = SavedPlan.load(tmp_path / "plan")
+        loaded = multilora.Recipe.load(recipe, [*options, setting])
+        config, arguments = load_model_config(loaded.model), recipe_arguments(loaded)
+        extended = plan_for(loaded, config, arguments, saved)
+        assert extended.table.slice(0, saved.table.num_rows).equals(plan.table)
+        assert extended.rows == extended.steps * extended.rows_per_step
+        assert extended.extended_at == tuple(ends)
+        again = plan_for(loaded, config, arguments, saved)
+        assert again.table.equals(extended.table)
+        extended.save(tmp_path / "plan")
+        resumed = plan_for(loaded, config, arguments, SavedPlan.load(tmp_path / "plan"))
+        assert resumed.table.equals(extended.table)
+        assert resumed.extended_at == extended.extended_at
+        plan = extended
+        ends.append(plan.steps)
+    rows = np.sort(np.unique(plan.table["row"].to_numpy()))
+    assert (rows == np.arange(plan.rows)).all()
+    for index, name in enumerate(plan.task_names):  # every example once before any comes again
+        of_task = plan.table["task"].to_numpy() == index
+        counts = np.bincount(plan.table["example"].to_numpy()[of_task], minlength=len(plan.tokenized[name]))
+        assert counts.max() - counts.min() <= 1
+        assert plan.table["epoch"].to_numpy()[of_task].max() == counts.max() - 1
+    if homogeneous == "true":
+        for step in range(plan.steps):
+            in_step = plan.table["row"].to_numpy() // plan.rows_per_step == step
+            assert len(set(plan.table["task"].to_numpy()[in_step])) == 1
+
+
+def test_a_plan_cannot_be_shortened(recipe, tmp_path):
+    multilora.plan(recipe, ["training.max_steps=5"]).save(tmp_path / "plan")
+    loaded = multilora.Recipe.load(recipe, ["training.max_steps=4"])
+    with pytest.raises(multilora.errors.RunDirectoryError, match=r"has 5 steps, and a run can be extended but not"):
+        plan_for(loaded, load_model_config(loaded.model), recipe_arguments(loaded), SavedPlan.load(tmp_path / "plan"))

@@ -132,9 +132,9 @@ def test_changes_since_the_start_are_listed(recipe):
     with pytest.raises(RunError):
         multilora.train(recipe, CHECKPOINTED, callbacks=[CallAt(4, fail)])
     with pytest.raises(
-        RunDirectoryError, match=r"training.max_steps: was 12, is 13\n  training.learning_rate: was 0.01"
+        RunDirectoryError, match=r"training.learning_rate: was 0.01, is 0.02\n  training.weight_decay: was not set"
     ):
-        multilora.train(recipe, [*CHECKPOINTED, "training.learning_rate=0.02", "training.max_steps=13"], resume=True)
+        multilora.train(recipe, [*CHECKPOINTED, "training.learning_rate=0.02", "training.weight_decay=1"], resume=True)
     with open(recipe["tasks"][1]["path"], "a", encoding="utf-8") as file:
         file.write('{"word": "new", "twice": "new new"}\n')
     with pytest.raises(RunDirectoryError, match=r"tokens.echo: was"):

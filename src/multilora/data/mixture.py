@@ -66,17 +66,18 @@ def shares_of(
 
 @dataclass
 class Draws:
-    """The endless sequence of draws of one task, computed as far as needed.
+    """The endless sequence of draws of one task from `start` on, computed as far as needed.
 
-    cost: of each example, in the mixture's unit, [size].
+    cost: of each example, in the mixture's unit, [size]; start: number of draws that an earlier part of the plan used.
     """
 
     name: str
     cost: Int64
     seed: int
+    start: int = 0
 
     def __post_init__(self) -> None:
-        self._order: Int64 = np.empty(0, dtype=np.int64)  # at least doubles when it grows
+        self._order: Int64 = np.empty(0, dtype=np.int64)  # from the first draw; at least doubles when it grows
         self._filled = 0
 
     @property
@@ -86,6 +87,7 @@ class Draws:
 
     def first(self, count: int) -> Int64:
         """Return the examples of the first `count` draws; each example comes once before any comes twice."""
+        count += self.start
         if count > len(self._order):
             epochs = -(-max(count, 2 * len(self._order)) // self.size)
             larger = np.empty(epochs * self.size, dtype=np.int64)
@@ -96,21 +98,25 @@ class Draws:
             permutation = generator(self.seed, "epoch", self.name, epoch).permutation(self.size)
             self._order[self._filled : self._filled + self.size] = permutation
             self._filled += self.size
-        return self._order[:count]
+        return self._order[self.start : count]
 
     def jitter(self, count: int) -> Float64:
         """Return the relative point, in [0, 1), of each of the first `count` draws within its interval."""
-        return generator(self.seed, "place", self.name).random(count)
+        return generator(self.seed, "place", self.name, *([self.start] if self.start else [])).random(count)
 
     def until(self, amount: float) -> int:
         """Return the number of draws whose total cost is closest to `amount`."""
+        # Any `size` consecutive draws that begin with an epoch cost the same; `rest` begins there.
+        lead = -self.start % self.size
+        lead_cost = int(self.cost[self.first(lead)].sum())
         per_epoch = int(self.cost.sum())
-        epochs = int(amount // per_epoch)
-        ends = np.cumsum(self.cost[self.first((epochs + 2) * self.size)[epochs * self.size :]])
-        rest = amount - epochs * per_epoch
+        epochs = max(0, int((amount - lead_cost) // per_epoch))
+        skipped = lead + epochs * self.size if amount >= lead_cost else 0
+        rest = amount - (lead_cost + epochs * per_epoch) if skipped else amount
+        ends = np.cumsum(self.cost[self.first(skipped + 2 * self.size)[skipped:]])
         index = int(np.searchsorted(ends, rest))
         below = int(ends[index - 1]) if index else 0
-        return epochs * self.size + index + (index < len(ends) and ends[index] - rest < rest - below)
+        return skipped + index + (index < len(ends) and ends[index] - rest < rest - below)
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ def stream(draws: Sequence[Draws], shares: Sequence[float], amount: float) -> St
     counts = []
     for source, share in zip(draws, shares, strict=True):
         # All draws whose interval starts before `amount`.
-        epochs = int(share * amount // int(source.cost.sum())) + 1
+        epochs = int(share * amount // int(source.cost.sum())) + 1 + (source.start > 0)
         ends = np.cumsum(source.cost[source.first(epochs * source.size)])
         counts.append(int(np.searchsorted(ends, share * amount, side="left")) + 1)
     ordered, points = _ordered(draws, shares, counts)

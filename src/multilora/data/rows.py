@@ -29,8 +29,8 @@ def unit_cost(task: TokenizedTask, unit: str) -> Int64:
 class RowBudget:
     """How many rows to make.
 
-    steps: optimizer steps; None: as many as `amount` needs; amount: total cost in the mixture's unit; capacity: tokens
-    of a packed row, None without packing.
+    steps: number of optimizer steps; None: as many as `amount` needs; amount: total cost in the mixture's unit;
+    capacity: tokens of a packed row, None without packing.
     """
 
     steps: int | None

@@ -5,7 +5,7 @@ plan/               all training examples, in order      metrics.jsonl      one 
 adapter/ | model/   trained weights (model/ for `full`)  train.json         steps, seconds, parameters
 checkpoints/        used by `--resume`                   eval.json          scores before and after, per task
 evaluations.jsonl   scores during training               analysis/          spectra and figures
-best-<step>/        weights of the best evaluation
+best-<step>/         weights of the best evaluation     before_extension/  an extended run as it was
 """
 
 from __future__ import annotations

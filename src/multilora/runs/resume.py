@@ -6,12 +6,19 @@ from typing import Any
 
 from multilora.errors import RunDirectoryError, changes
 from multilora.recipe import Recipe
+from multilora.runs.extend import MIXTURE_LENGTH, TRAINING_LENGTH
 
-# Keys that do not change the training: they only adapt it to another folder or machine.
+# Keys that do not change the training but only adapt it to another folder, machine or tracker, or make it longer.
 MAY_DIFFER: dict[str, Any] = {
     "output_dir": True,
     "data": {"num_proc"},
     "evaluation": {"batch_size", "max_examples"},
+    "mixture": MIXTURE_LENGTH,
+    "training": TRAINING_LENGTH
+    | {"report_to", "run_name", "project", "trackio_space_id", "log_level", "log_level_replica"}
+    | {"logging_steps", "logging_strategy", "logging_first_step", "save_steps", "save_total_limit"}
+    | {"dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory"}
+    | {"ddp_timeout"},
 }
 
 

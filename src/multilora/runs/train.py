@@ -13,8 +13,9 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from multilora.data.plan import SUMMARY_FILE, Plan
+from multilora.data.plan import Plan
 from multilora.data.probe import check_packing
+from multilora.data.saved_plan import SavedPlan
 from multilora.errors import InputError, RunError
 from multilora.evaluation.score import evaluation_sets, score_tasks
 from multilora.files import atomic_folder
@@ -25,6 +26,7 @@ from multilora.progress import progress
 from multilora.recipe import Recipe
 from multilora.runs.directory import RECIPE_FILE, Run, check_free, saved_recipe, weights_folder
 from multilora.runs.environment import environment
+from multilora.runs.extend import describe_extension, length_of, set_results_aside
 from multilora.runs.lock import RunLock
 from multilora.runs.resume import check_same_recipe
 from multilora.runs.writer import RunWriter
@@ -71,7 +73,8 @@ def train(
         overrides: `key.of.value=value` strings
         callbacks: additional callbacks for the Trainer
         resume: continue the run in `output_dir` from its last checkpoint, if there is one; the resulting weights are
-            those of an uninterrupted run. A finished run is returned unchanged
+            those of an uninterrupted run. A finished run is returned unchanged, unless the recipe now has more steps:
+            then it is extended
 
     Raises:
         InputError: invalid recipe or data, or they have changed since the run started; nothing is written.
@@ -88,14 +91,15 @@ def train(
 
 
 def _resume(recipe: Recipe, path: Path, callbacks: Sequence[TrainerCallback]) -> Run:
-    check_same_recipe(recipe, saved_recipe(path))
-    if weights_folder(path, recipe.adapter.method).is_dir():
+    saved_as = saved_recipe(path)
+    check_same_recipe(recipe, saved_as)
+    finished = weights_folder(path, recipe.adapter.method).is_dir()
+    if finished and length_of(recipe) == length_of(saved_as):
         logger.warning("%s: the run is already finished; nothing to resume", path)
         return Run(path)
-    prepared = prepare(recipe)
-    if (path / "plan" / SUMMARY_FILE).is_file():
-        prepared.plan.check_same(path / "plan")
     checkpoint = last_complete(path / "checkpoints")
+    saved = SavedPlan.load(path / "plan") if (path / "plan").exists() or checkpoint is not None else None
+    prepared = prepare(recipe, saved=saved)
     if checkpoint is None:
         logger.warning("%s: no complete checkpoint; training restarts from the beginning", path)
     elif prepared.arguments.save_only_model:
@@ -103,6 +107,12 @@ def _resume(recipe: Recipe, path: Path, callbacks: Sequence[TrainerCallback]) ->
             "training.save_only_model: such checkpoints lack the optimizer, so this run cannot be resumed; remove "
             f"{path} to train again without it"
         )
+    if saved is not None and prepared.plan.steps > saved.steps:
+        step = step_of(checkpoint) if checkpoint else 0
+        logger.warning("%s: %s", path, describe_extension(prepared.arguments, step, saved.steps, prepared.plan.steps))
+        if finished and is_main_process():
+            results = set_results_aside(path, recipe.adapter.method, Run(path).training["steps"])
+            logger.warning("the weights and results so far are now in %s", results)
     return run_prepared(prepared, path, callbacks, checkpoint)
 
 

@@ -34,9 +34,11 @@ class RunWriter:
         if not self.active:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / RECIPE_FILE, recipe.dump_yaml())
+        if not (self.path / RECIPE_FILE).is_file():  # first, since it marks the folder as a run
+            write_text(self.path / RECIPE_FILE, recipe.dump_yaml())
         write_json(self.path / "environment.json", environment)
         plan.save(self.path / "plan")
+        write_text(self.path / RECIPE_FILE, recipe.dump_yaml())  # of an extended run: after its plan
         drop_later_lines(self.path / METRICS_FILE, first_step)
 
     def log(self, step: int, values: dict[str, float]) -> None:

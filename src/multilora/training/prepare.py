@@ -10,8 +10,10 @@ from typing import Any
 from transformers import TrainingArguments
 
 from multilora.data.collate import collator_for
-from multilora.data.plan import Plan, make_plan
+from multilora.data.make_plan import make_plan
+from multilora.data.plan import Plan
 from multilora.data.probe import check_packing
+from multilora.data.saved_plan import SavedPlan
 from multilora.data.tokenize import row_length
 from multilora.errors import DataError, RecipeError
 from multilora.methods import FULL
@@ -31,13 +33,14 @@ class Prepared:
     arguments: TrainingArguments
 
 
-def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
+def prepare(recipe: Recipe, plan: Plan | None = None, saved: SavedPlan | None = None) -> Prepared:
     """Make the plan, load the base and attach the adapter; nothing is written.
 
     Args:
         recipe: from `Recipe.load`
         plan: an existing plan for the same base, tasks, mixture and batch size, to compare methods; by default, the
             recipe's plan is made
+        saved: the plan of the run to continue, see `make_plan`
 
     Raises:
         InputError: the recipe, the data or the model cannot be used.
@@ -46,7 +49,7 @@ def prepare(recipe: Recipe, plan: Plan | None = None) -> Prepared:
     config = load_model_config(recipe.model)
     check_generation_length(recipe, config)
     if plan is None:
-        plan = plan_for(recipe, config, arguments)
+        plan = plan_for(recipe, config, arguments, saved)
     model = load_base(recipe.model, trainable=recipe.adapter.method == FULL)
     if plan.packed and stays_in_place(arguments):
         check_packing(model, collator_for(model, plan.renderer.tokenizer, packed=True))
@@ -68,8 +71,14 @@ def recipe_arguments(recipe: Recipe) -> TrainingArguments:
     )
 
 
-def plan_for(recipe: Recipe, config: Any, arguments: TrainingArguments) -> Plan:
+def plan_for(recipe: Recipe, config: Any, arguments: TrainingArguments, saved: SavedPlan | None = None) -> Plan:
     """Make the plan of a recipe, which needs the config and tokenizer of the base but not its weights.
+
+    Args:
+        recipe: from `Recipe.load`
+        config: of the base
+        arguments: from `recipe_arguments`
+        saved: the plan of the run to continue, see `make_plan`
 
     Raises:
         InputError: the recipe or the data cannot be used.
@@ -86,6 +95,7 @@ def plan_for(recipe: Recipe, config: Any, arguments: TrainingArguments) -> Plan:
             rows_per_step=arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
             max_steps=arguments.max_steps,
             epochs=arguments.num_train_epochs,
+            saved=saved,
         )
 
 

@@ -201,7 +201,7 @@ class MultiTaskTrainer(Trainer):
             finally:
                 self._staging = None
         if main_process:
-            keep_newest(folder, self.checkpoint_limit)
+            keep_newest(folder, self.checkpoint_limit, self.state.global_step)
 
     def _progress(self) -> dict[str, Any]:
         """Return the running sums over all processes; every process must call it."""
@@ -267,5 +267,18 @@ class _TrainBegin(TrainerCallback):
         trainer = self.trainer
         if trainer.plan.packed and trainer.is_sharded:  # before this, the model could not be run
             check_packing(trainer.model, trainer.data_collator)
-        if trainer._resumed_from is not None and (trainer._resumed_from / PROGRESS_FILE).is_file():
-            trainer.restore_progress(trainer._resumed_from)
+        if trainer._resumed_from is not None:
+            follow_schedule(trainer.lr_scheduler)
+            if (trainer._resumed_from / PROGRESS_FILE).is_file():
+                trainer.restore_progress(trainer._resumed_from)
+
+
+def follow_schedule(scheduler: Any) -> None:
+    """Set the learning rates of the scheduler's step; a checkpoint of a shorter plan contains those of its schedule."""
+    if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        step = scheduler.last_epoch
+        for group, base, factor in zip(
+            scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(step)
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]  # which transformers logs
