@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
-from multilora.files import atomic_folder, drop_later_lines, restore_folder
+from multilora.files import append_json_line, atomic_folder, drop_later_lines, restore_folder, write_json
 
 KILLED = """
 import os, sys
@@ -72,3 +75,35 @@ def test_later_and_incomplete_lines_are_dropped(tmp_path):
     log.write_text('{"step": 1}\n{"step": 2, "train_runtime": 3}\n{"step": 2}\n{"step": 3}\n{"step": ')
     drop_later_lines(log, 2)
     assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_line_that_ends_within_a_character_is_dropped(tmp_path):
+    log = tmp_path / "log.jsonl"
+    lines = '{"step": 1, "task": "größer"}\n{"step": 2, "task": "gr\u2028ö'.encode()
+    log.write_bytes(lines[:-1])
+    drop_later_lines(log, 2)
+    assert log.read_text(encoding="utf-8") == '{"step": 1, "task": "größer"}\n'
+
+
+@contextmanager
+def files_of_at_most(size):
+    """As on a full disk, a write that goes beyond this size is cut, and the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
+    log, facts = tmp_path / "log.jsonl", tmp_path / "facts.json"
+    append_json_line(log, {"step": 1})
+    write_json(facts, {"step": 1})
+    with files_of_at_most(30):
+        for write, file in ((append_json_line, log), (write_json, facts)):
+            with pytest.raises(OSError, match="File too large"):
+                write(file, {"step": 2, "text": "x" * 60})
+    assert [json.loads(line) for line in log.read_text().splitlines()] == [{"step": 1}]
+    assert json.loads(facts.read_text()) == {"step": 1}
+    assert sorted(tmp_path.iterdir()) == [facts, log]

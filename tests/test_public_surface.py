@@ -104,7 +104,7 @@ KEYS = {
     "loss": {"weighting", "on_nonfinite"},
     "evaluation": {
         "max_examples",
-        "batch_size",
+        "batch_tokens",
         "max_new_tokens",
         "every",
         "max_examples_during",

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,25 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, by renaming a temporary file."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file atomically, by renaming a temporary copy."""
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -30,9 +47,17 @@ def to_json(value: Any, indent: int | None = 2) -> str:
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Append a line to a JSON Lines file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(to_json(value, indent=None) + "\n")
+    """Append a line to a JSON Lines file; if the disk is full, nothing of it is left."""
+    line = (to_json(value, indent=None) + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            while line:  # a nearly full disk takes part of it, and raises for the rest
+                line = line[file.write(line) :]
+        except BaseException:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def drop_later_lines(path: Path, step: int) -> None:
@@ -43,12 +68,12 @@ def drop_later_lines(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):  # an incomplete line may end in the middle of a character
         try:
             entry = json.loads(line)
             if entry["step"] <= step and "train_runtime" not in entry:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
+                kept.append(line.decode("utf-8"))
+        except (ValueError, KeyError, TypeError):  # TypeError: JSON, but not an object with a step
             continue
     write_text(path, "".join(line + "\n" for line in kept))
 
@@ -78,9 +103,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a file or link in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def restore_folder(path: Path) -> None:
@@ -90,7 +123,7 @@ def restore_folder(path: Path) -> None:
     if not old.is_dir():
         return
     if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     else:
         os.replace(old, path)
 

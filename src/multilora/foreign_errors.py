@@ -39,6 +39,8 @@ PACKAGES = {
     "kernels": "kernels",
 }
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+# Of safetensors, and of torch.save, whose zip writer reports that the file is shorter than what it wrote.
+_FULL_DISK_TEXT = re.compile(r"No space left on device|Disk quota exceeded|unexpected pos \d+ vs \d+|iostream error")
 _BAD_PATH = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENODEV}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -86,6 +88,20 @@ def _message(error: BaseException, limit: int = 400) -> str:
 def _is(*names: str) -> Callable[[BaseException], bool]:
     """Whether an error, or a class it derives from, has one of these qualified names; imports nothing."""
     return lambda error: any(f"{c.__module__}.{c.__qualname__}".endswith(names) for c in type(error).__mro__)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a write failed because the disk is full or the quota used up, as libraries without an errno report it."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL_DISK
+    return bool(_FULL_DISK_TEXT.search(str(error)))
+
+
+def _full_disk(error: BaseException) -> MultiLoraError:
+    return RunError(
+        f"the disk is full ({_message(error, 200)}); free some space or write elsewhere, then run again (train: with "
+        "--resume)"
+    )
 
 
 def _system_error(error: Any) -> MultiLoraError:
@@ -146,6 +162,7 @@ def _bad_pattern(error: Any) -> MultiLoraError:
 
 
 _TRANSLATIONS: list[tuple[Callable[[BaseException], bool], Callable[[Any], MultiLoraError]]] = [
+    (lambda error: not isinstance(error, OSError) and is_full_disk(error), _full_disk),
     (_is("SafetensorError", "UnpicklingError", "BadZipFile", "lib.ArrowInvalid"), _damaged_file),
     (lambda error: isinstance(error, MemoryError), _out_of_memory),
     (_is("torch.OutOfMemoryError", "cuda.OutOfMemoryError"), _out_of_memory),

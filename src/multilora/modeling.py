@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from multilora.base_checks import check_complete, check_decoder, check_finite, check_sizes, damaged_file
 from multilora.errors import AdapterError, InputError, nearest
 from multilora.initialise import load_saved_adapter
 from multilora.methods import FULL, adapter_config
 from multilora.nano import NANO_DIR
 from multilora.recipe.schema import AdapterSection, ModelSection
 from multilora.saved_adapter import continued_options, read_saved_adapter
-
-logger = logging.getLogger(__name__)
 
 
 def model_source(section: ModelSection) -> str:
@@ -42,27 +40,14 @@ def load_model_config(section: ModelSection) -> Any:
     """Load the config of the base, without the weights.
 
     Raises:
-        InputError: it cannot be loaded, or is the config of an encoder.
+        InputError: it cannot be loaded, has an impossible size, or is the config of an encoder.
     """
     from transformers import AutoConfig
 
     config = _from_pretrained(AutoConfig, model_source(section), section, trust_remote_code=section.trust_remote_code)
-    _check_decoder(config, section)
+    check_sizes(config, section)
+    check_decoder(config, section)
     return config
-
-
-def _check_decoder(config: Any, section: ModelSection) -> None:
-    """Check that tokens attend only to earlier ones; transformers loads BERT as a causal model too, with a warning."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    # A decoder of an encoder-decoder model, such as BART's, sets `is_decoder` itself.
-    is_encoder = getattr(config, "is_decoder", None) is False and not getattr(config, "is_encoder_decoder", False)
-    if is_encoder and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise InputError(
-            f"model.name_or_path: {section.name_or_path!r} is an encoder ({config.model_type} with is_decoder: false), "
-            "whose tokens see the answer that they should predict; give a causal language model, or set is_decoder in "
-            "its config.json if it was trained as a decoder"
-        )
 
 
 def check_vocabulary(tokenizer: Any, config: Any) -> None:
@@ -118,58 +103,11 @@ def load_base(section: ModelSection, *, trainable: bool = False, source: str | N
             ignore_mismatched_sizes=True,  # they are reported below
             **quantized,
         )
-    _check_complete(model, loading, source or section.name_or_path)
+    check_complete(model, loading, source or section.name_or_path)
     if section.quantization == "none":
-        _check_finite(model, source or section.name_or_path)
-    _check_decoder(model.config, section)
+        check_finite(model, source or section.name_or_path)
+    check_decoder(model.config, section)
     return model
-
-
-def _check_complete(model: Any, loading: Mapping[str, Any], source: str) -> None:
-    """Check that all weights are the checkpoint's; transformers initialises others randomly, with a warning."""
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise InputError(
-            f"model.name_or_path: {source!r} is an adapter, which transformers loads together with its base; set "
-            "model.name_or_path to the base and adapter.init_from to a folder with the adapter"
-        )
-    advice = "use the config.json and the weights of one model, saved together by save_pretrained"
-    mismatches = [
-        f"{name} is {list(shape)}, expected {list(expected)}"
-        for name, shape, expected in sorted(loading["mismatched_keys"])
-    ]
-    if mismatches:
-        raise InputError(
-            f"model.name_or_path: {source!r} has {len(mismatches)} weights in another shape than its config "
-            f"({_some(mismatches)}); {advice}"
-        )
-    unused = sorted(loading["unexpected_keys"])
-    if unused:
-        logger.warning(
-            "%s: %d weights are not used by %s (%s); is its config.json that of these weights?",
-            source,
-            len(unused),
-            type(model).__name__,
-            _some(unused),
-        )
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise InputError(
-            f"model.name_or_path: {source!r} lacks {len(missing)} weights of {type(model).__name__} "
-            f"({_some(missing)}), which would be random; {advice}"
-        )
-
-
-def _check_finite(model: Any, source: str) -> None:
-    """Check that no weight is NaN or infinite; processes that wait for the weights of another have none to check."""
-    for name, parameter in model.named_parameters():
-        if not parameter.is_meta and parameter.is_floating_point() and not torch.isfinite(parameter).all():
-            raise InputError(
-                f"model.name_or_path: {source!r} has NaN or infinite weights ({name}); restore or download it again"
-            )
-
-
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
 
 
 @contextmanager
@@ -193,8 +131,10 @@ def _from_pretrained(cls: Any, source: str, section: ModelSection, **options: An
         raise
     except Exception as error:  # a damaged config or checkpoint makes transformers raise errors of any kind
         kind = "folder" if Path(source).is_dir() else "name"
+        damaged = damaged_file(Path(source))
+        file = f"{damaged.name}: " if damaged else ""
         raise InputError(
-            f"model.name_or_path: cannot load {source!r} ({' '.join(str(error).split())[:300]}); "
+            f"model.name_or_path: cannot load {source!r} ({file}{' '.join(str(error).split())[:300]}); "
             f"check the {kind}: `nano`, a folder saved by save_pretrained, or owner/name on the hub"
         ) from error
 

@@ -73,8 +73,8 @@ def existing_run(recipe):
 def wrong_types(recipe):
     recipe["data"]["max_length"] = "long"
     recipe["mixture"] = {"strategy": "random"}
-    recipe["evaluation"]["batch_size"] = 0
-    return ["3 problems", "data.max_length:", "'long'", "mixture.strategy:", "evaluation.batch_size:"]
+    recipe["evaluation"]["batch_tokens"] = 0
+    return ["3 problems", "data.max_length:", "'long'", "mixture.strategy:", "evaluation.batch_tokens:"]
 
 
 def unknown_method_and_task(recipe):

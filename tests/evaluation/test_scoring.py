@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_gpt2, make_llama, write_jsonl
+from conftest import make_llama, write_jsonl
 
 from multilora.data.render import Renderer
 from multilora.errors import DataError
-from multilora.evaluation.choices import most_likely_choice
+from multilora.evaluation.choices import is_near_tie, most_likely
+from multilora.evaluation.generation import generate
 from multilora.evaluation.score import evaluation_sets, score_tasks
-from multilora.evaluation.scoring import generate, log_likelihoods
 from multilora.example import chat_example, choice_example, free_example, to_dataset
 from multilora.recipe import EvaluationSection, Recipe, TaskSection
 from multilora.tasks.base import Task
@@ -23,50 +23,6 @@ from multilora.tasks.base import Task
 
 def ignore(*_, **__):
     pass
-
-
-SEQUENCES = [([1, 5, 6, 7], [8, 2]), ([1, 9], [10, 11, 12, 2]), ([1, 30, 31, 32, 33, 34, 35], [40]), ([1], [5, 2])]
-
-
-@pytest.mark.parametrize("make", [make_llama, make_gpt2])
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_log_likelihoods_equal_those_of_single_sequences(make, batch_size):
-    model = make()
-    likelihoods = log_likelihoods(model, SEQUENCES, pad=0, batch_size=batch_size, advance=ignore)
-    for (prefix, continuation), actual in zip(SEQUENCES, likelihoods, strict=True):
-        with torch.no_grad():
-            logits = model(torch.tensor([prefix + continuation])).logits[0].log_softmax(-1)
-        expected = [logits[len(prefix) + i - 1, token] for i, token in enumerate(continuation)]
-        torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-4, atol=1e-4)
-
-
-def test_generated_text_does_not_depend_on_the_batch_size(tokenizer):
-    model = make_llama()
-    prefixes = [[1, 5, 6, 7, 8, 9], [1, 20], [1, 40, 41]]
-    options = {"stop_ids": [2], "max_new_tokens": 6, "advance": ignore}
-    batched = generate(model, tokenizer, prefixes, batch_size=3, **options)
-    assert batched == generate(model, tokenizer, prefixes, batch_size=1, **options)
-    for prefix, text in zip(prefixes, batched, strict=True):
-        ids = list(prefix)
-        with torch.no_grad():
-            for _ in range(6):
-                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-                if ids[-1] == 2:
-                    break
-        generated = [token for token in ids[len(prefix) :] if token != 2]
-        assert text == tokenizer.decode(generated, skip_special_tokens=True)
-
-
-def test_generation_stops_at_the_stop_token(tokenizer):
-    model = make_llama()
-    (unstopped,) = generate(model, tokenizer, [[1, 5, 6]], batch_size=1, stop_ids=[2], max_new_tokens=5, advance=ignore)
-    with torch.no_grad():
-        first = int(model(torch.tensor([[1, 5, 6]])).logits[0, -1].argmax())
-    (stopped,) = generate(
-        model, tokenizer, [[1, 5, 6]], batch_size=1, stop_ids=[first], max_new_tokens=5, advance=ignore
-    )
-    assert unstopped != ""
-    assert stopped == ""
 
 
 class FixedTask(Task):
@@ -83,8 +39,8 @@ def test_scores_of_a_choice_task(tokenizer):
     model, renderer = make_llama(), Renderer(tokenizer)
     examples = [choice_example(f"question {i}", ["yes", "no", "five"], i % 3) for i in range(12)]
     task = FixedTask("t", "choice", examples)
-    section = EvaluationSection(batch_size=5)
-    score = score_tasks(model, renderer, {"t": (task, examples)}, section, 128, "scoring")["t"]
+    section = EvaluationSection(batch_tokens=50)
+    score = score_tasks(model, renderer, {"t": (task, examples)}, section, "scoring", length=128)["t"]
     correct, loss, tokens = [], 0.0, 0
     for example in examples:
         prefix = renderer.prefix_ids(example["prompt"])
@@ -110,34 +66,39 @@ def test_truncated_and_dropped_are_counted(tokenizer):
     examples = [free_example("say", "x"), free_example(long, "x"), free_example("say", long)]
     task = FixedTask("t", "loss", examples)
     section = EvaluationSection()
-    score = score_tasks(make_llama(), Renderer(tokenizer), {"t": (task, examples)}, section, 60, "scoring")["t"]
+    score = score_tasks(make_llama(), Renderer(tokenizer), {"t": (task, examples)}, section, "scoring", length=60)["t"]
     assert (score.n, score.truncated, score.dropped) == (2, 1, 1)
     with pytest.raises(DataError, match="none of the 1 evaluation examples"):
-        score_tasks(make_llama(), Renderer(tokenizer), {"t": (task, examples[2:])}, section, 60, "scoring")
+        score_tasks(make_llama(), Renderer(tokenizer), {"t": (task, examples[2:])}, section, "scoring", length=60)
 
 
 def test_exact_match_compares_final_answers(tokenizer):
     model, renderer = make_llama(), Renderer(tokenizer)
     prompt = "say"
-    (answer,) = generate(
-        model, tokenizer, [renderer.prefix_ids(prompt)], batch_size=1, stop_ids=[2], max_new_tokens=4, advance=ignore
+    (generation,) = generate(
+        model, tokenizer, [renderer.prefix_ids(prompt)], stop_ids=[2], max_new_tokens=4, advance=ignore
     )
+    answer = generation.text
     assert answer.strip()
     examples = [free_example(prompt, "x", answer.strip()), free_example(prompt, "x", "something else")]
     task = FixedTask("t", "generate", examples)
     section = EvaluationSection(max_new_tokens=4)
-    score = score_tasks(model, renderer, {"t": (task, examples)}, section, 128, "scoring")["t"]
+    score = score_tasks(model, renderer, {"t": (task, examples)}, section, "scoring", length=128)["t"]
     assert score.value == 0.5
 
 
-def test_a_tie_is_incorrect():
-    """A model that rates all choices equally must not be correct because of their order."""
-    example = choice_example("q", ["a", "b"], 1)
-    tied = [torch.tensor([-1.0, -5.0]), torch.tensor([-1.0, -0.1])]
-    assert most_likely_choice(example, tied, closing=1) == "a"
-    assert most_likely_choice(example, [torch.tensor([-0.5, -5.0]), tied[1]], closing=1) == "b"
-    both_correct = choice_example("q", ["a", "b"], 1, also_correct=[0])
-    assert most_likely_choice(both_correct, tied, closing=1) == "b"
+def test_the_first_of_equal_choices_is_picked_and_near_ties_are_counted(tokenizer):
+    assert most_likely([-2.0, -1.0, -1.0]) == 1
+    assert is_near_tie([-1.0, -1.00001, -9.0], torch.float32)
+    assert not is_near_tie([-1.0, -1.01, -9.0], torch.float32)
+    assert is_near_tie([-1.0, -1.01, -9.0], torch.bfloat16)
+    model = make_llama()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    examples = [choice_example(f"question {i}", ["yes", "no"], i % 2) for i in range(6)]
+    task = FixedTask("t", "choice", examples)
+    score = score_tasks(model, Renderer(tokenizer), {"t": (task, examples)}, EvaluationSection(), "scoring")["t"]
+    assert (score.value, score.near_ties) == (0.5, 6)
 
 
 def test_a_choice_that_begins_another_does_not_always_win(tokenizer):
@@ -148,10 +109,8 @@ def test_a_choice_that_begins_another_does_not_always_win(tokenizer):
         model.lm_head.weight.zero_()
     # All tokens are equally likely. With the end token counted, the shorter choice wins; without it, they would tie.
     task = FixedTask("t", "choice", examples)
-    score = score_tasks(model, renderer, {"t": (task, examples)}, EvaluationSection(), 128, "scoring")["t"]
-    assert score.value == 0.0
-    likelihoods = [torch.tensor([-3.0, -0.1, -0.1]), torch.tensor([-3.0, -9.0])]
-    assert most_likely_choice(examples[0], likelihoods, closing=0) == "one two"
+    score = score_tasks(model, renderer, {"t": (task, examples)}, EvaluationSection(), "scoring", length=128)["t"]
+    assert (score.value, score.end_scored) == (0.0, 1)
 
 
 def test_prompts_are_not_truncated_for_generation(tokenizer):
@@ -160,10 +119,31 @@ def test_prompts_are_not_truncated_for_generation(tokenizer):
     examples = [free_example("word " * 12, "x", "y")]
     task = FixedTask("t", "generate", examples)
     section = EvaluationSection(max_new_tokens=60)
-    score = score_tasks(model, renderer, {"t": (task, examples)}, section, 100, "scoring")["t"]
+    score = score_tasks(model, renderer, {"t": (task, examples)}, section, "scoring")["t"]
     assert score.truncated == 0
     with pytest.raises(DataError, match="leaves no room"):
-        score_tasks(model, renderer, {"t": (task, examples)}, EvaluationSection(max_new_tokens=256), 100, "scoring")
+        score_tasks(model, renderer, {"t": (task, examples)}, EvaluationSection(max_new_tokens=256), "scoring")
+
+
+def test_a_generation_prompt_is_truncated_by_its_own_limit_once(tokenizer):
+    """Not by the length of the reference, which the model must not be told."""
+    model, renderer = make_llama(), Renderer(tokenizer)
+    kept = []
+    for response in ("x", "one two three " * 20):
+        examples = [free_example("word " * 300, response, "y")]
+        task = FixedTask("t", "generate", examples)
+        section = EvaluationSection(max_new_tokens=8)
+        score = score_tasks(
+            model,
+            renderer,
+            {"t": (task, examples)},
+            section,
+            "scoring",
+            keep=lambda task, answers: kept.append(answers),
+        )["t"]
+        assert score.truncated == 1
+    assert kept[0].questions[0].prompt == kept[1].questions[0].prompt
+    assert len(kept[0].questions[0].prompt) == 256 - 8
 
 
 def test_every_assistant_turn_of_a_chat_is_scored(tokenizer):
@@ -181,7 +161,7 @@ def test_every_assistant_turn_of_a_chat_is_scored(tokenizer):
     example = chat_example(json.dumps(chat))
     model, renderer = make_llama(), ChatRenderer(tokenizer)
     task = FixedTask("t", "loss", [example])
-    score = score_tasks(model, renderer, {"t": (task, [example])}, EvaluationSection(), 128, "scoring")["t"]
+    score = score_tasks(model, renderer, {"t": (task, [example])}, EvaluationSection(), "scoring", length=128)["t"]
     assert (score.metric, score.value, score.stderr, score.metrics, score.n) == ("none", None, None, {}, 1)
     ids, loss, tokens = [], 0.0, 0
     for role, text in texts:
@@ -193,7 +173,9 @@ def test_every_assistant_turn_of_a_chat_is_scored(tokenizer):
             tokens += len(turn_ids)
         ids += turn_ids
     assert score.loss == pytest.approx(loss / tokens, rel=1e-4)
-    short = score_tasks(model, renderer, {"t": (task, [example])}, EvaluationSection(), len(ids) - 1, "scoring")["t"]
+    short = score_tasks(model, renderer, {"t": (task, [example])}, EvaluationSection(), "scoring", length=len(ids) - 1)[
+        "t"
+    ]
     assert (short.n, short.truncated) == (1, 1)
 
 

@@ -122,10 +122,12 @@ VALUES: list[tuple[str, Any, str]] = [
     ("optimizer.up_lr_factor", 0, "optimizer.up_lr_factor: input should be greater than 0"),
     ("loss.weighting", "none", "loss.weighting: input should be 'token', 'example' or 'task'"),
     ("evaluation.max_examples", -1, "evaluation.max_examples: input should be greater than or equal to 1"),
-    ("evaluation.batch_size", 0, "evaluation.batch_size: input should be greater than or equal to 1"),
+    ("evaluation.batch_tokens", 0, "evaluation.batch_tokens: input should be greater than or equal to 1"),
     ("evaluation.every", 0, "evaluation.every: input should be greater than or equal to 1"),
     ("evaluation.every", True, "evaluation.every: expected a number"),
     ("evaluation.patience", 2, "evaluation.patience: has no effect without evaluation during training"),
+    ("tasks.0.name", "macro", "tasks.0 (macro): evaluation.best_by uses this name for the mean over all tasks"),
+    ("tasks.1.name", "worst", "tasks.1 (worst): evaluation.best_by uses this name for the lowest score of all tasks"),
     ("evaluation.best_by", "evn", "evaluation.best_by: 'evn' is neither macro nor worst nor a task"),
     # the model
     ("model.name_or_path", "", "model.name_or_path: expected a path, it is blank"),

@@ -91,7 +91,7 @@ EVERYWHERE: list[tuple[str, Damage, str]] = [
     ("", become_file, "no recipe.yaml here"),
     ("", become_folder, "no recipe.yaml here"),
     ("recipe.yaml", remove, "no recipe.yaml here"),
-    ("recipe.yaml", become_folder, "no recipe.yaml here"),
+    ("recipe.yaml", become_folder, "cannot be read (it is a folder)"),
     ("recipe.yaml", empty, "this run is damaged; restore its recipe.yaml"),
     ("recipe.yaml", truncate, "this run is damaged; restore its recipe.yaml"),
     ("recipe.yaml", garbage, "this run is damaged; restore its recipe.yaml"),
@@ -130,8 +130,15 @@ RESUME: list[tuple[str, Damage, str]] = [
     ("recipe.yaml", empty, "this run is damaged; restore its recipe.yaml"),
     ("recipe.yaml", truncate, "this run is damaged; restore its recipe.yaml"),
     ("recipe.yaml", garbage, "this run is damaged; restore its recipe.yaml"),
-    ("recipe.yaml", become_folder, "already holds a run"),
-    ("recipe.yaml", partial(edit_text, old="max_steps: 4", new="max_steps: 5"), "training.max_steps: was 5, is 4"),
+    ("recipe.yaml", become_folder, "this run is damaged; restore its recipe.yaml"),
+    ("metrics.jsonl", become_folder, "metrics.jsonl: is not a file"),
+    ("train.json", become_folder, "train.json: is not a file"),
+    ("checkpoints", become_file, "checkpoints: is not a folder"),
+    (
+        "recipe.yaml",
+        partial(edit_text, old="train_batch_size: 2", new="train_batch_size: 3"),
+        "training.per_device_train_batch_size: was 3, is 2",
+    ),
     ("plan/plan.json", empty, "no readable plan"),
     ("plan/plan.json", truncate, "no readable plan"),
     ("plan/plan.json", partial(edit_json, made_from={}), "recipe or data differ from those of the saved plan"),
@@ -155,9 +162,14 @@ FINISHED: list[tuple[str, Damage, str]] = [
     ("train.json", empty, "train.json: cannot be read"),
     ("train.json", garbage, "train.json: cannot be read"),
     ("train.json", become_folder, "train.json: cannot be read"),
+    ("train.json", become_list, "train.json: cannot be read"),
+    ("train.json", partial(edit_json, steps="x"), "train.json: cannot be read (steps is 'x', expected a number)"),
     ("metrics.jsonl", remove, "metrics.jsonl: cannot be read"),
     ("metrics.jsonl", truncate, "metrics.jsonl: cannot be read"),
     ("metrics.jsonl", garbage, "metrics.jsonl: cannot be read"),
+    ("metrics.jsonl", become_list, "metrics.jsonl: cannot be read (line 1 is [1, 2]"),
+    (ADAPTER, remove, "adapter: no weights here; this run is damaged"),
+    (ADAPTER, become_folder, "adapter: no weights here; this run is damaged"),
 ]
 
 
@@ -229,6 +241,20 @@ ROWS = [
         for file, damage, text in FINISHED
     ),
     *(Row(f"$ {' '.join(words)}"[:80], partial(_arguments, words=words), text) for words, text in COMMAND_LINES),
+    *(
+        Row(
+            f"eval: train.json {name_of(damage)}", partial(_run, command="eval", file="train.json", damage=damage), text
+        )
+        for damage, text in (
+            (remove, "train.json: cannot be read"),
+            (partial(edit_json, weights_of_step=None), "weights_of_step is None, expected a number"),
+        )
+    ),
     Row("lora: weights are not finite", partial(_run, command="lora", file=ADAPTER, damage=_nan), "is NaN or infinite"),
+    Row(
+        "resume with fewer steps",
+        partial(_resume_with, setting="training.max_steps=3"),
+        "a run can be extended but not shortened",
+    ),
     Row("train again", lambda case: None, "already holds a run"),
 ]

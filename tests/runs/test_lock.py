@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -67,3 +69,33 @@ def test_places_that_cannot_be_written(path, tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(RunDirectoryError, match=r"cannot be written .*set output_dir"), RunLock(tmp_path / path):
         pass
+
+
+def test_a_lock_file_that_its_holder_removes_meanwhile_does_not_count(tmp_path, monkeypatch):
+    """Else two processes could hold the lock: one of the removed file, and one of the new file."""
+    path = tmp_path / "run"
+    first = RunLock(path).__enter__()
+    real, removed = fcntl.flock, []
+
+    def flock(descriptor, operation):
+        if not removed:
+            removed.append(os.fstat(descriptor))
+            first.__exit__(None, None, None)
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with RunLock(path):
+        assert removed
+        assert (path / LOCK_FILE).is_file()
+        with pytest.raises(RunDirectoryError, match=f"another process is writing this run .pid {os.getpid()}"):
+            RunLock(path).__enter__()
+
+
+def test_the_lock_needs_no_free_space(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with RunLock(tmp_path / "run"), pytest.raises(RunDirectoryError, match=r"another process .* \(unknown\)"):
+            RunLock(tmp_path / "run").__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

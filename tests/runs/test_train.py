@@ -95,10 +95,10 @@ def test_another_machine_may_resume_a_run(recipe, tmp_path):
     with pytest.raises(RunError, match="power cut"):
         multilora.train(recipe, [*options, "data.num_proc=2"], callbacks=[FailAfter(3)])
     resumed = multilora.train(
-        recipe, [*options, "data.num_proc=1", "evaluation.batch_size=2", "evaluation.max_examples=5"], resume=True
+        recipe, [*options, "data.num_proc=1", "evaluation.batch_tokens=2", "evaluation.max_examples=5"], resume=True
     )
     assert resumed.training["resumed_from_step"] == 2
-    assert resumed.recipe.evaluation.batch_size == 2
+    assert resumed.recipe.evaluation.batch_tokens == 2
     uninterrupted = multilora.train(recipe, [*options, f"output_dir={tmp_path / 'uninterrupted'}"])
     assert_same_weights(resumed.weights, uninterrupted.weights)
 

@@ -7,11 +7,15 @@ import json
 import pytest
 from conftest import numbered, write_jsonl
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from multilora.errors import DataError
+from multilora.example import free_example
 from multilora.recipe import TaskSection
 from multilora.recipe.built_in_tasks import BUILT_IN
 from multilora.tasks import make_task
+from multilora.tasks.gsm8k import strict_match
 from multilora.tasks.superglue import RENDERERS
 
 PASSAGE = "Ann met Bob in Rome.\n@highlight\nAnn likes Rome"
@@ -157,11 +161,48 @@ def test_gsm8k(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "answer"),
-    [("so 3.\n#### 72", "72"), ("#### -5", "-5"), ("#### 1,000.", "1000"), ("#### 2.50", "2.50"), ("72", "")],
+    [
+        ("so 3.\n#### 72", "72"),
+        ("#### -5", "-5"),
+        ("#### 1,000.", "1000"),
+        ("#### 2.50", "2.5"),
+        ("#### $5", "5"),
+        ("#### -$5.00", "-5"),
+        ("####\n18 apples, of 20", "18"),
+        ("#### none, as 3 are left", "3"),
+        ("#### none", ""),
+        ("so 3 and 4 make 7.", "7"),
+        ("72", "72"),
+        ("", ""),
+    ],
 )
 def test_gsm8k_final_answer(text, answer):
     task = make_task(TaskSection(name="gsm8k"))
     assert task.final_answer(text) == answer
+
+
+def test_gsm8k_reports_the_lenient_and_the_strict_match():
+    """The strict one is lm-evaluation-harness's `strict-match`: `#### (\\-?[0-9\\.\\,]+)`."""
+    task = make_task(TaskSection(name="gsm8k"))
+    texts = ["1 + 1\n#### 1,024.", "#### $1024", "so it is 1024", "####1024", "#### 1,023"]
+    examples = [free_example("q", "#### 1024", "1024")] * len(texts)
+    assert task.score(examples, texts) == {"exact_match": 0.8, "strict_match": 0.2}
+
+
+@settings(deadline=None)
+@given(
+    st.text(alphabet="0123456789.,-$# \n", max_size=20)
+    | st.builds(
+        "x {} #### {}{} y".format, st.just("a"), st.sampled_from(["", "$", "-"]), st.sampled_from(["72", "7,2."])
+    )
+)
+def test_gsm8k_strict_match_equals_lm_evaluation_harness(text):
+    filters, metrics = (pytest.importorskip(f"lm_eval.{name}") for name in ("filters.extraction", "api.metrics"))
+    ((extracted,),) = filters.RegexFilter(r"#### (\-?[0-9\.\,]+)", 0, "[invalid]").apply([[text]], [{}])
+    expected = metrics.exact_match_hf_evaluate(
+        [extracted], ["72"], regexes_to_ignore=[",", r"\$", "(?s).*#### ", r"\.$"], ignore_case=True
+    )["exact_match"]
+    assert strict_match(["72"], text) == expected
 
 
 def test_alpaca_and_dolly(tmp_path):

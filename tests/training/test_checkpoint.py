@@ -88,6 +88,38 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(kind, recipe, 
     assert all(torch.equal(value, expected[key]) for key, value in weights(resumed).items())
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_damaged_checkpoint_never_displaces_a_good_one(limit, recipe, tmp_path):
+    options = [*OPTIONS, f"training.save_total_limit={limit}"]
+    with pytest.raises(RunError, match="checkpoint-6"):
+        multilora.train(recipe, options, callbacks=[After(7, fail)])
+    folder = tmp_path / "run" / "checkpoints"
+    flip(folder / "checkpoint-6")
+    first, expected = (4, ["checkpoint-4", "checkpoint-5"]) if limit == 2 else (0, ["checkpoint-1"])
+    with pytest.raises(RunError, match="stopped by SIGTERM"):
+        multilora.train(
+            recipe,
+            options,
+            callbacks=[After(first + 1, lambda model: os.kill(os.getpid(), signal.SIGTERM))],
+            resume=True,
+        )
+    assert [path.name for path in checkpoints(folder)] == expected
+    assert [damage(path) for path in checkpoints(folder)] == [None] * limit
+
+
+def test_the_best_weights_of_every_checkpoint_are_kept_when_a_run_resumes(recipe, tmp_path):
+    """The newest checkpoint may be damaged later."""
+    options = [*OPTIONS, "evaluation.every=2", "evaluation.keep=best", "training.save_total_limit=2"]
+    uninterrupted = multilora.train(recipe, [*options, f"output_dir={tmp_path / 'uninterrupted'}"])
+    for step in (7, 7):
+        with pytest.raises(RunError, match=r"checkpoint-6; .*--resume"):
+            multilora.train(recipe, options, callbacks=[After(step, fail)], resume=True)
+    flip(tmp_path / "run" / "checkpoints" / "checkpoint-6")
+    resumed = multilora.train(recipe, options, resume=True)
+    assert resumed.training["resumed_from_step"] == 4
+    assert all(torch.equal(value, weights(uninterrupted)[key]) for key, value in weights(resumed).items())
+
+
 def test_weights_that_are_not_finite_are_never_saved(recipe, tmp_path):
     with pytest.raises(RunError) as caught:
         multilora.train(recipe, [*OPTIONS, "loss.on_nonfinite=skip"], callbacks=[After(4, spoil)])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from multilora.analysis.figures import draw_spectra
-from multilora.analysis.spectrum import Spectrum, adapter_spectrum, difference_spectrum
 from multilora.files import atomic_folder, write_json
 from multilora.foreign_errors import own_errors
 from multilora.methods import FULL
 from multilora.runs.directory import Run
+
+if TYPE_CHECKING:
+    from multilora.analysis.spectrum import Spectrum
 
 
 @own_errors
@@ -22,6 +24,10 @@ def analyze(run: Run | str | Path) -> Spectrum:
     """
     run = run if isinstance(run, Run) else Run(run)
     run.check_writable()
+    # These import torch, which takes seconds: the run is checked before.
+    from multilora.analysis.figures import draw_spectra
+    from multilora.analysis.spectrum import adapter_spectrum, difference_spectrum
+
     method = run.recipe.adapter.method
     if method == FULL:
         spectrum = difference_spectrum(run.load_base(), run.load_model(), method)

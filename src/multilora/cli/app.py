@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from multilora.cli import analyze, demo, evaluate, export, nano, plan, schema, tasks, train
+from multilora.cli import analyze, demo, evaluate, export, nano, plan, samples, schema, tasks, train
 
 app = typer.Typer(
     name="multilora",
@@ -17,6 +17,7 @@ app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("samples")(samples.samples)
 app.command("analyze")(analyze.analyze)
 app.command("export")(export.export)
 app.command("tasks")(tasks.tasks)

@@ -27,16 +27,21 @@ def export(
     json: AsJson = False,
 ) -> None:
     """Export a run as a plain LoRA adapter or as a plain model, and verify that it equals the run's model."""
-    from multilora.cli.show import show_json
+    from pathlib import Path
 
+    from multilora.cli.show import show_json
+    from multilora.runs.directory import Run, check_free
+
+    source = Run(run)  # before the seconds that importing torch takes
+    check_free(Path(out))
     if to is Target.lora:
         from multilora.export.lora import write_lora
 
-        verification = write_lora(run, out)
+        verification = write_lora(source, out)
     else:
         from multilora.export.merge import write_merged
 
-        verification = write_merged(run, out)
+        verification = write_merged(source, out)
     if json:
         show_json({"folder": out, "verification": verification and asdict(verification)})
     else:

@@ -37,7 +37,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def percent(score: TaskScore) -> str:
-    """Format a score as `71.5 ±2.0`, or a dash if the task has none."""
-    if score.value is None or score.stderr is None:
+    """Format a score and its 95 % interval as `71.5 (67.4 to 75.3)`, or a dash if the task has none."""
+    if score.value is None:
         return "–"
-    return f"{100 * score.value:.1f} ±{100 * score.stderr:.1f}"
+    if score.interval is None:
+        return f"{100 * score.value:.1f}"
+    low, high = (100 * bound for bound in score.interval)
+    return f"{100 * score.value:.1f} ({low:.1f} to {high:.1f})"

@@ -15,9 +15,12 @@ def train(recipe: RecipePath, overrides: Overrides = None, resume: Resume = Fals
     """Train a recipe and write its run directory."""
     from multilora.cli.show import show_json, table
     from multilora.processes import is_main_process
+    from multilora.recipe import Recipe
+
+    loaded = Recipe.load(recipe, overrides or (), check_writable=True)  # before the seconds that importing torch takes
     from multilora.runs.train import train as train_recipe
 
-    run = train_recipe(recipe, overrides or (), resume=resume)
+    run = train_recipe(loaded, resume=resume)
     if not is_main_process():
         return
     facts = run.training
@@ -26,7 +29,7 @@ def train(recipe: RecipePath, overrides: Overrides = None, resume: Resume = Fals
     first_and_last = {
         name: (losses[0], losses[-1])
         for name in names
-        if (losses := [line[f"loss/{name}"] for line in lines if f"loss/{name}" in line])
+        if (losses := [line[f"loss/{name}"] for line in lines if line.get(f"loss/{name}") is not None])
     }
     if json:
         loss = {name: {"first": first, "last": last} for name, (first, last) in first_and_last.items()}

@@ -1,75 +1,113 @@
-"""Evaluation examples as token ids: the prefixes that the model reads and the continuations that are scored."""
+"""Evaluation examples as token ids: what the model reads, and the continuations that are scored."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from multilora.data.render import Renderer
 from multilora.data.tokenize import fit
 from multilora.errors import DataError
+from multilora.evaluation.requests import Request
 from multilora.example import Example
-from multilora.recipe import EvaluationSection
 
 
 @dataclass(frozen=True)
 class Question:
-    """An example as (prefix, continuation) token ids; the first `references` are the expected ones."""
+    """An example in tokens.
+
+    index: of the example in the evaluation set
+    reference: the expected responses with their end tokens, for the loss; one per assistant turn of a chat
+    choices: one request per choice; empty if the response is free text
+    prompt: what a response is generated after
+    end_scored: whether the end tokens of the choices are scored too, because a choice begins another
+    truncated: whether the prompt lost its start
+    """
 
     example: Example
-    sequences: list[tuple[list[int], list[int]]]
-    references: int
+    index: int
+    reference: list[Request]
+    choices: list[Request] = field(default_factory=list)
+    prompt: list[int] = field(default_factory=list)
+    end_scored: bool = False
+    truncated: bool = False
 
 
-@dataclass(frozen=True)
-class Questions:
-    """The examples that fit, and the number of them whose prompt was truncated."""
-
-    questions: list[Question]
-    truncated: int
+def one_begins_another(choices: Sequence[list[int]]) -> bool:
+    """Return whether a choice is a prefix of another; without its end token, it could never be less likely."""
+    return any(a is not b and b[: len(a)] == a for a in choices for b in choices)
 
 
-def questions_of(renderer: Renderer, examples: Sequence[Example], length: int) -> Questions:
-    """Tokenize examples; drop those with a response that does not fit.
+def questions_of(
+    renderer: Renderer, examples: Sequence[Example], length: int, *, answers: bool, new_tokens: int = 0
+) -> list[Question]:
+    """Tokenize examples; those with a response that does not fit are left out.
 
     Args:
         renderer: of the base's tokenizer
         examples: to be evaluated
         length: maximum tokens per sequence; longer prompts are truncated on the left
+        answers: whether the model answers; else only the reference is scored
+        new_tokens: tokens to leave room for in the prompts of generated responses
+
+    Raises:
+        DataError: `new_tokens` leaves no room for a prompt.
     """
-    bos = renderer.tokenizer.bos_token_id
-    closing = renderer.closing_ids()
     questions = []
-    truncated = 0
-    for example in examples:
-        if example["messages"]:
-            turns = _chat_turns(renderer, example)
-            fitted_contexts = [fit(context, reply, length, bos) for context, reply in turns]
-            sequences = [
-                (ids, reply) for ids, (_, reply) in zip(fitted_contexts, turns, strict=True) if ids is not None
-            ]
-            if not sequences or len(sequences) < len(turns):
-                continue
-            truncated += any(len(ids) < len(context) for (ids, _), (context, _) in zip(sequences, turns, strict=True))
-            questions.append(Question(example, sequences, len(sequences)))
-            continue
-        prefix = renderer.prefix_ids(example["prompt"])
-        choices = example["choices"]
-        if choices:
-            # The reference comes first, as `most_likely_choice` expects.
-            reference = example["correct"][0]
-            responses = [choices[reference], *(choice for index, choice in enumerate(choices) if index != reference)]
-        else:
-            responses = [example["response"]]
-        continuations = [renderer.response_ids(response) + closing for response in responses]
-        fitted = fit(prefix, max(continuations, key=len), length, bos)
+    for index, example in enumerate(examples):
+        make = _chat_question if example["messages"] else _text_question
+        question = make(renderer, example, index, length, answers, new_tokens)
+        if question is not None:
+            questions.append(question)
+    return questions
+
+
+def _text_question(
+    renderer: Renderer, example: Example, index: int, length: int, answers: bool, new_tokens: int
+) -> Question | None:
+    bos, closing = renderer.tokenizer.bos_token_id, renderer.closing_ids()
+    prefix = renderer.prefix_ids(example["prompt"])
+    response = renderer.response_ids(example["response"]) + closing
+    texts = [renderer.response_ids(choice) for choice in example["choices"]] if answers else []
+    longest = max([response, *(text + closing for text in texts)], key=len)
+    context = fit(prefix, longest, length, bos)
+    if context is None:
+        return None
+    end_scored = one_begins_another(texts)
+    prompt: list[int] = []
+    if answers and not texts:
+        fitted = fit(prefix, [], length - new_tokens, bos)
         if fitted is None:
-            continue
-        truncated += len(fitted) < len(prefix)
-        questions.append(Question(example, [(fitted, continuation) for continuation in continuations], 1))
-    return Questions(questions, truncated)
+            raise DataError(
+                f"evaluation.max_new_tokens: {new_tokens} leaves no room for a prompt in {length} tokens; reduce it"
+            )
+        prompt = fitted
+    return Question(
+        example,
+        index,
+        [Request(context, response)],
+        [Request(context, text + closing if end_scored else text) for text in texts],
+        prompt,
+        end_scored,
+        truncated=len(context) < len(prefix) or (bool(prompt) and len(prompt) < len(prefix)),
+    )
+
+
+def _chat_question(
+    renderer: Renderer, example: Example, index: int, length: int, answers: bool, new_tokens: int
+) -> Question | None:
+    """Chats are scored by the loss of all their assistant turns."""
+    bos = renderer.tokenizer.bos_token_id
+    requests, truncated = [], False
+    for context, reply in _chat_turns(renderer, example):
+        fitted = fit(context, reply, length, bos)
+        if fitted is None:
+            return None
+        truncated |= len(fitted) < len(context)
+        requests.append(Request(fitted, reply))
+    return Question(example, index, requests, truncated=truncated) if requests else None
 
 
 def _chat_turns(renderer: Any, example: Example) -> list[tuple[list[int], list[int]]]:
@@ -84,26 +122,3 @@ def _chat_turns(renderer: Any, example: Example) -> list[tuple[list[int], list[i
             turns.append((context + piece.ids[:start], piece.ids[start:]))
         context += piece.ids
     return turns
-
-
-def prefixes_of(
-    model: Any, renderer: Renderer, questions: Sequence[Question], section: EvaluationSection
-) -> tuple[list[list[int]], int]:
-    """Return the prompts, truncated to leave room for a response, and the number of truncated ones.
-
-    Raises:
-        DataError: there is no room for a prompt.
-    """
-    room = (getattr(model.config, "max_position_embeddings", None) or 2**31) - section.max_new_tokens
-    prefixes, truncated = [], 0
-    for question in questions:
-        prefix = question.sequences[0][0]
-        fitted = fit(prefix, [], room, renderer.tokenizer.bos_token_id)
-        if fitted is None:
-            raise DataError(
-                f"evaluation.max_new_tokens: {section.max_new_tokens} leaves no room for a prompt in the model's "
-                "positions; reduce it"
-            )
-        truncated += len(fitted) < len(prefix)
-        prefixes.append(fitted)
-    return prefixes, truncated

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from multilora.data.collate import pad_token_id
 from multilora.data.mixture import generator
 from multilora.data.render import Renderer
 from multilora.errors import DataError, RecipeError
-from multilora.evaluation.choices import most_likely_choice, one_begins_another
-from multilora.evaluation.questions import prefixes_of, questions_of
-from multilora.evaluation.scoring import Advance, generate, log_likelihoods
+from multilora.evaluation.answers import Answers, answer
 from multilora.evaluation.task_score import TaskScore
-from multilora.evaluation.uncertainty import main_stderr
+from multilora.evaluation.uncertainty import main_uncertainty
 from multilora.example import Example
+from multilora.modeling import max_positions
 from multilora.progress import progress
 from multilora.recipe import EvaluationSection, Recipe
 from multilora.tasks.base import Task
 from multilora.tasks.make import make_task
 
 Scores = dict[str, TaskScore]
+Keep = Callable[[Task, Answers], None]
 
 
 def evaluation_sets(recipe: Recipe, max_examples: int) -> dict[str, tuple[Task, list[Example]]]:
@@ -76,8 +75,10 @@ def score_tasks(
     renderer: Renderer,
     sets: Mapping[str, tuple[Task, Sequence[Example]]],
     section: EvaluationSection,
-    length: int,
     description: str,
+    *,
+    length: int | None = None,
+    keep: Keep = lambda task, answers: None,
 ) -> Scores:
     """Score a model on every task; leaves the model in eval mode.
 
@@ -85,89 +86,47 @@ def score_tasks(
         model: a causal language model
         renderer: of the base's tokenizer
         sets: task name -> (task, evaluation examples)
-        section: sets the batch size and the maximum response length
-        length: maximum tokens per sequence; longer prompts are truncated on the left and counted
+        section: sets the size of batches and the maximum response length
         description: of the progress bar
+        length: maximum tokens per sequence, by default the model's positions; longer prompts are truncated on the left
+            and counted
+        keep: called with every task and its answers
 
     Raises:
         DataError: no example of a task fits.
     """
     model.eval()
-    sequences = 0
-    for task, examples in sets.values():
-        sequences += sum(max(1, len(example["choices"])) for example in examples)
-        sequences += len(examples) if task.kind == "generate" else 0
+    if length is None:
+        length = max_positions(model.config) or 2**31
     scores = {}
-    with progress(description, sequences) as advance:
+    with progress(description, sum(len(examples) for _, examples in sets.values())) as advance:
         for name, (task, examples) in sets.items():
             advance(0, note=name)
-            scores[name] = _score_task(model, renderer, task, examples, section, length, advance)
+            answers = answer(model, renderer, task, examples, section, length, advance)
+            keep(task, answers)
+            scores[name] = task_score(task, answers, dropped=len(examples) - len(answers.questions))
     return scores
 
 
-def _score_task(
-    model: Any,
-    renderer: Renderer,
-    task: Task,
-    examples: Sequence[Example],
-    section: EvaluationSection,
-    length: int,
-    advance: Advance,
-) -> TaskScore:
-    tokenized = questions_of(renderer, examples, length)
-    advance(sum(max(1, len(e["choices"])) for e in examples) - sum(len(q.sequences) for q in tokenized.questions))
-    if not tokenized.questions:
-        raise DataError(
-            f"task {task.name!r}: none of the {len(examples)} evaluation examples has a response that fits into "
-            f"{length} tokens; raise data.max_length"
-        )
-    token_likelihoods = log_likelihoods(
-        model,
-        [sequence for question in tokenized.questions for sequence in question.sequences],
-        pad=pad_token_id(renderer.tokenizer),
-        batch_size=section.batch_size,
-        advance=advance,
-    )
-    total, tokens, start = 0.0, 0, 0
-    likelihoods = []
-    for question in tokenized.questions:
-        question_likelihoods = token_likelihoods[start : start + len(question.sequences)]
-        start += len(question_likelihoods)
-        likelihoods.append(question_likelihoods)
-        total += sum(float(item.double().sum()) for item in question_likelihoods[: question.references])
-        tokens += sum(len(continuation) for _, continuation in question.sequences[: question.references])
-    truncated = tokenized.truncated
-    predictions: list[str] = []
-    if task.kind == "choice":
-        closing = len(renderer.closing_ids())
-        for question, question_likelihoods in zip(tokenized.questions, likelihoods, strict=True):
-            texts = [continuation[: len(continuation) - closing] for _, continuation in question.sequences]
-            ignored = 0 if one_begins_another(texts) else closing
-            predictions.append(most_likely_choice(question.example, question_likelihoods, ignored))
-    elif task.kind == "generate":
-        prefixes, truncated_again = prefixes_of(model, renderer, tokenized.questions, section)
-        truncated += truncated_again
-        predictions = generate(
-            model,
-            renderer.tokenizer,
-            prefixes,
-            stop_ids=sorted({renderer.tokenizer.eos_token_id, renderer.closing_ids()[-1]}),
-            max_new_tokens=section.max_new_tokens,
-            batch_size=section.batch_size,
-            advance=advance,
-        )
-        advance(len(examples) - len(prefixes))
-    kept = [question.example for question in tokenized.questions]
-    metrics = task.score(kept, predictions) if predictions else {}
+def task_score(task: Task, answers: Answers, *, dropped: int) -> TaskScore:
+    """Return the metrics and the loss of a task, and what has to be known about them."""
+    examples = answers.examples
+    metrics = task.score(examples, answers.predictions) if answers.predictions else {}
     main = next(iter(metrics), "none")
+    uncertainty = main_uncertainty(task, examples, answers.predictions) if metrics else None
     return TaskScore(
         metric=main,
         value=metrics.get(main),
-        stderr=main_stderr(task, kept, predictions) if metrics else None,
-        n=len(kept),
-        loss=-total / tokens,
-        truncated=truncated,
-        dropped=len(examples) - len(kept),
+        stderr=uncertainty.stderr if uncertainty else None,
+        interval=(uncertainty.low, uncertainty.high) if uncertainty else None,
+        clusters=uncertainty.clusters if uncertainty else None,
+        n=len(examples),
+        loss=answers.nats / answers.tokens,
+        truncated=sum(question.truncated for question in answers.questions),
+        dropped=dropped,
+        near_ties=answers.near_ties,
+        end_scored=sum(question.end_scored for question in answers.questions),
+        unfinished=answers.unfinished,
         metrics=metrics,
         higher_is_better=task.main_metric is None or task.main_metric[1].higher_is_better,
     )

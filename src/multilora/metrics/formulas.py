@@ -1,19 +1,15 @@
-"""The formulas of the metrics, as pure functions with values in [0, 1].
-
-Functions that score one answer take (references, prediction); functions that score a set take (examples, predictions).
-"""
+"""The formulas that score one answer, as pure functions of (references, prediction) with values in [0, 1]."""
 
 from __future__ import annotations
 
 import re
 import string
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from decimal import Decimal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from decimal import Context, Decimal
 from functools import lru_cache
 
 from multilora.errors import DataError
-from multilora.example import Example, references_of
 
 
 def is_correct(references: Sequence[str], prediction: str) -> float:
@@ -27,16 +23,46 @@ def contains(references: Sequence[str], prediction: str) -> float:
     return float(any(f" {normalise_answer(reference)} " in words for reference in references))
 
 
-_NUMBER = re.compile(r"(?<![\w.])(-?)\$?(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?")
+_NUMBER = re.compile(
+    r"""(?<!\w)(?<!\d\.)                        # not inside a word, nor the rest of 1.000.000
+    (?P<sign>[-−]?)[$€£¥]?(?P<inner>[-−]?)       # -3, -$5, $-5
+    (?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<!\.)\.\d+)
+    (?:(?P<exponent>[eE][+-]?\d{1,3})(?!\w)|(?![eE][+-]?\d)(?:/(?P<divisor>\d+)(?![\d/]|\.\d))?)
+    (?!\d|\.\d)                                # 1.000.000 and 1.2.3 are no numbers
+    """,
+    re.VERBOSE,
+)
+
+
+def numbers_in(text: str) -> Iterator[Decimal]:
+    """The numbers in a text, in order.
+
+    Numbers are `-3`, `1,234.50`, `.5`, `$5`, `-$5`, `1e3` (1000) and `3/4` (0.75); also the 5 of "5.", "5 apples" and
+    "5%". `1.000.000`, `1.2.3` and `1/0` are no numbers.
+    """
+    for match in _NUMBER.finditer(text):
+        number = Decimal(match["number"].replace(",", "") + (match["exponent"] or ""))
+        if match["divisor"]:
+            divisor = Decimal(match["divisor"])
+            if text[match.start() - 1 : match.start()] == "/":  # 1/31/2024 is a date
+                number = divisor
+            elif divisor:
+                number = Context(prec=28).divide(number, divisor)
+            else:
+                continue
+        yield number.copy_negate() if match["sign"] or match["inner"] else number
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text: `-3`, `1,234.50`, `$5`, the 5 of "5." and of "5 apples"; None if there is none."""
-    numbers = _NUMBER.findall(text)
-    if not numbers:
-        return None
-    sign, whole, fraction = numbers[-1]
-    return Decimal(sign + whole.replace(",", "") + fraction)
+    """The last number in a text, see `numbers_in`; None if there is none."""
+    return next(reversed(list(numbers_in(text))), None)
+
+
+def number_text(number: Decimal) -> str:
+    """A number in one form: `2.50` and `2.5` are both `2.5`."""
+    text = format(number, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
 
 
 def number_match(references: Sequence[str], prediction: str) -> float:
@@ -52,45 +78,6 @@ def number_match(references: Sequence[str], prediction: str) -> float:
             "record, or use exact_match"
         )
     return float(last_number(prediction) in expected)
-
-
-def group_accuracy(examples: Sequence[Example], predictions: Sequence[str]) -> float:
-    """Accuracy of each group, averaged over groups: MMLU's mean over subjects (Hendrycks et al. 2021, section 4)."""
-    outcomes: dict[str, list[float]] = defaultdict(list)
-    for example, prediction in zip(examples, predictions, strict=True):
-        outcomes[example["group"]].append(is_correct(references_of(example), prediction))
-    return _mean([_mean(group) for group in outcomes.values()])
-
-
-def group_exact_match(examples: Sequence[Example], predictions: Sequence[str]) -> float:
-    """The fraction of groups with every answer correct: MultiRC's EM over questions (SuperGLUE, section 3)."""
-    all_correct: dict[str, bool] = {}
-    for example, prediction in zip(examples, predictions, strict=True):
-        group = example["group"]
-        all_correct[group] = all_correct.get(group, True) and prediction in references_of(example)
-    return _mean([float(value) for value in all_correct.values()])
-
-
-def f1_of_class(references: Sequence[str], predictions: Sequence[str], positive: str) -> float:
-    """F1 of one class, 2 TP / (2 TP + FP + FN); 0 if the class occurs in neither references nor predictions.
-
-    Over all answer candidates this is MultiRC's F1a (Khashabi et al. 2018, "Looking Beyond the Surface", section 5).
-    """
-    hits = wrong = 0
-    for reference, prediction in zip(references, predictions, strict=True):
-        hits += reference == prediction == positive
-        wrong += (reference == positive) != (prediction == positive)
-    return 2 * hits / (2 * hits + wrong) if hits else 0.0
-
-
-def f1_macro(examples: Sequence[Example], predictions: Sequence[str]) -> float:
-    """The unweighted mean of every class's F1, as for CommitmentBank (Wang et al. 2019, SuperGLUE, section 3).
-
-    The classes are all choices of the examples, including those that are never correct.
-    """
-    classes = dict.fromkeys(choice for example in examples for choice in example["choices"])
-    references = [references_of(example)[0] for example in examples]
-    return _mean([f1_of_class(references, predictions, name) for name in classes])
 
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -126,7 +113,3 @@ def _bag_f1(reference: str, prediction: str) -> float:
         return float(expected == answered)
     shared = (expected & answered).total()
     return 2 * shared / (expected.total() + answered.total())
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -20,8 +20,10 @@ class Metric:
             correct answers, and the metric is the mean over examples; with `per="set"`,
             `function(examples, predictions)` scores all answers of the task together
         answers: the kind of answer it scores: the text of the model's `choice`, or generated `text`
-        per: `item` or `set`; the standard error is s / sqrt(n) for the first and bootstrapped for the second
+        per: `item` or `set`; the function of a set can be a `multilora.metrics.sums.SumMetric`, whose standard error is
+            cheap
         higher_is_better: False for error rates
+        whole_text: compare the whole generated text instead of its final answer, see `Task.final_answer`
         also: names of metrics in the table to report with this one
         requires: a package that `function` imports, if it is not a dependency of multilora
     """
@@ -30,6 +32,7 @@ class Metric:
     answers: Literal["choice", "text"] = "text"
     per: Literal["item", "set"] = "item"
     higher_is_better: bool = True
+    whole_text: bool = False
     also: tuple[str, ...] = ()
     requires: str | None = None
 

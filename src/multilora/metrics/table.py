@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from multilora.errors import InputError, nearest
-from multilora.metrics import formulas, translation
+from multilora.metrics import formulas, sums, translation
 from multilora.metrics.metric import Metric
 from multilora.references import is_reference, load_reference
 
 METRICS: dict[str, Metric] = {
     # Metrics of the model's choice.
     "accuracy": Metric(formulas.is_correct, answers="choice"),
-    "f1_macro": Metric(formulas.f1_macro, answers="choice", per="set", also=("accuracy",)),
+    "f1_macro": Metric(sums.f1_macro, answers="choice", per="set", also=("accuracy",)),
     # Metrics of generated text.
     "exact_match": Metric(formulas.is_correct),
     "contains": Metric(formulas.contains),

@@ -14,7 +14,7 @@ from multilora.errors import InputError, nearest
 from multilora.methods import FULL, adapter_config, option_names, unsupported_methods, unsupported_options
 from multilora.recipe.schema import AdapterSection, ModelSection, RecipeSchema, TaskSection
 from multilora.recipe.task_checks import check_task
-from multilora.recipe.training_keys import check_training
+from multilora.recipe.training_keys import check_training, check_training_values
 from multilora.saved_adapter import adapter_folder, continued_options, read_saved_adapter
 
 
@@ -25,7 +25,7 @@ def check_sections(values: Any) -> list[str]:
         with suppress(ValidationError):
             problems += check_task(index, TaskSection.model_validate(item))
     if isinstance(values.get("training"), dict):
-        problems += check_training(values["training"])
+        problems += [*check_training_values(values["training"]), *check_training(values["training"])]
     if isinstance(values.get("adapter"), dict):
         with suppress(ValidationError):
             problems += _check_adapter(AdapterSection.model_validate(values["adapter"]))
@@ -33,18 +33,22 @@ def check_sections(values: Any) -> list[str]:
 
 
 def check_recipe(recipe: RecipeSchema) -> list[str]:
-    """Check a recipe whose keys and types are valid; returns the problems."""
+    """Check a recipe whose keys and types are valid, without importing torch; returns the problems."""
     problems = list(_check_model(recipe.model))
     for index, section in enumerate(recipe.tasks):
         problems += check_task(index, section)
     problems += _check_names_and_weights(recipe)
-    problems += _check_adapter(recipe.adapter)
-    problems += check_training(recipe.training)
+    problems += check_training_values(recipe.training)
     problems += _check_optimizer(recipe)
     problems += _check_mixture(recipe)
     problems += _check_evaluation(recipe)
     problems += _check_quantization(recipe)
     return problems
+
+
+def check_options(recipe: RecipeSchema) -> list[str]:
+    """Check the options that PEFT and transformers define, which imports both; returns the problems."""
+    return [*_check_adapter(recipe.adapter), *check_training(recipe.training)]
 
 
 def _check_quantization(recipe: RecipeSchema) -> Iterator[str]:
@@ -65,6 +69,12 @@ def _check_evaluation(recipe: RecipeSchema) -> Iterator[str]:
             f"evaluation.best_by: {section.best_by!r} is neither macro nor worst nor a task"
             f"{nearest(section.best_by, ['macro', 'worst', *names])}"
         )
+    for index, name in enumerate(names):
+        if name in ("macro", "worst"):
+            yield (
+                f"tasks.{index} ({name}): evaluation.best_by uses this name for the "
+                f"{'mean over' if name == 'macro' else 'lowest score of'} all tasks; give the task another name"
+            )
     if section.every is None:
         for key, unset in (("keep", "last"), ("patience", None)):
             if getattr(section, key) != unset:

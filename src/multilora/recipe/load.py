@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import stat
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from multilora.errors import RecipeError, nearest
-from multilora.recipe.checks import check_recipe, check_sections
+from multilora.recipe.checks import check_options, check_recipe, check_sections
 from multilora.recipe.schema import HUB_PREFIX, RecipeSchema
 from multilora.recipe.strict_yaml import parse_yaml, size_problem
 from multilora.references import absolute_reference, is_reference
@@ -29,12 +30,19 @@ class Recipe(RecipeSchema):
     """
 
     @classmethod
-    def load(cls, source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Recipe:
+    def load(
+        cls,
+        source: str | Path | Mapping[str, Any] | Recipe,
+        overrides: Iterable[str] = (),
+        *,
+        check_writable: bool = False,
+    ) -> Recipe:
         """Load a recipe and check its names and types, without loading a model or data or choosing a device.
 
         Args:
             source: path of a YAML file, its content as a mapping, or a recipe
             overrides: `key.subkey=value` strings; list items by index (`tasks.0.weight=2`)
+            check_writable: check that `output_dir` can be written too
 
         Raises:
             RecipeError: with every problem: unknown or missing keys, wrong values, missing files, options that the
@@ -50,8 +58,9 @@ class Recipe(RecipeSchema):
             raise RecipeError(problems, label) from None
         folder = Path(source).parent if isinstance(source, str | Path) else Path()
         recipe = recipe._with_references_in(folder)
-        problems += _check_output_dir(recipe.output_dir)
+        problems += _check_output_dir(recipe.output_dir, check_writable=check_writable)
         problems += check_recipe(recipe)
+        problems += check_options(recipe)
         if problems:
             raise RecipeError(problems, label)
         return recipe._with_absolute_paths()
@@ -156,14 +165,17 @@ def _read_yaml(path: Path) -> Any:
     return values
 
 
-def _check_output_dir(value: str) -> list[str]:
+def _check_output_dir(value: str, *, check_writable: bool) -> list[str]:
     """Check that a folder could be created at this path; returns the problem, if any."""
     try:
         path = Path(value).expanduser().absolute()
         for part in (path, *path.parents):
             with suppress(FileNotFoundError, NotADirectoryError):
-                is_folder = stat.S_ISDIR(part.stat().st_mode)
-                return [] if is_folder else [f"output_dir: {value!r}: {str(part)!r} is a file; choose a new folder"]
+                if not stat.S_ISDIR(part.stat().st_mode):
+                    return [f"output_dir: {value!r}: {str(part)!r} is a file; choose a new folder"]
+                if check_writable and not os.access(part, os.W_OK | os.X_OK):
+                    return [f"output_dir: {value!r}: {str(part)!r} cannot be written; set output_dir to one that can"]
+                return []
     except OSError as error:
         return [f"output_dir: {value!r} cannot be a folder ({error.strerror or error}); choose another path"]
     return []

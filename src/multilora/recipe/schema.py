@@ -225,7 +225,9 @@ class EvaluationSection(Section):
     """How a run is scored."""
 
     max_examples: int = Field(500, ge=1, description="evaluation examples per task")
-    batch_size: int = Field(32, ge=1, description="sequences per forward pass")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="tokens per forward pass; by default, what suits the device"
+    )
     max_new_tokens: int = Field(256, ge=1, description="maximum length of a generated response, in tokens")
     every: int | None = Field(
         None, ge=1, description="evaluate every this many optimizer steps during training; by default, never"

@@ -12,11 +12,13 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from multilora.errors import nearest
+from multilora.foreign_errors import PACKAGES
 
 # Arguments that multilora sets itself -> why.
 FIXED = {
@@ -59,6 +61,18 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     ),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), (lambda value: 0 <= value < 1, "a number in [0, 1)")),
     "seed": (lambda value: 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}"),
+}
+# What a value of `report_to`, or a part of the name of an optimizer, needs: one of these packages.
+_TRACKERS = {
+    **{name: (name,) for name in ("wandb", "trackio", "mlflow", "comet_ml")},
+    "tensorboard": ("tensorboard", "tensorboardX"),
+}
+_OPTIMIZERS = {  # the first match counts
+    **dict.fromkeys(("torch_4bit", "torch_8bit"), ("torchao",)),
+    "galore": ("galore_torch",),
+    "apollo": ("apollo_torch",),
+    "lomo": ("lomo_optim",),
+    **dict.fromkeys(("8bit", "32bit", "bnb", "ademamix"), ("bitsandbytes",)),
 }
 _PLAIN = (bool, int, float, str, dict, list, type(None))
 
@@ -104,12 +118,18 @@ def typed(name: str, value: Any) -> Any:
     except ValidationError:
         raise ValueError(f"{name} is {value!r}, expected {_expected(annotation)}") from None
     if isinstance(result, int | float) and not isinstance(result, bool):
-        if not math.isfinite(result):
-            raise ValueError(f"{name} is {value!r}, expected a finite number")
-        in_range, expected = _RANGES.get(name, (None, ""))
-        if in_range is not None and not in_range(result):
+        expected = _expected_range(name, result)
+        if expected is not None:
             raise ValueError(f"{name} is {value!r}, expected {expected}")
     return result.value if isinstance(result, enum.Enum) else result
+
+
+def _expected_range(name: str, value: float) -> str | None:
+    """What was expected instead of a number that is out of range; None if it is in range."""
+    if not math.isfinite(value):
+        return "a finite number"
+    in_range, expected = _RANGES.get(name, (None, ""))
+    return None if in_range is None or in_range(value) else expected
 
 
 def _expected(annotation: Any) -> str:
@@ -125,17 +145,45 @@ def _expected(annotation: Any) -> str:
     return " or ".join(words)
 
 
-def check_training(training: Mapping[Any, Any]) -> list[str]:
-    """Check the keys of `training:`; returns a problem for each that is unknown, of the wrong type or not settable."""
-    known = field_types()
+def check_training_values(training: Mapping[Any, Any]) -> list[str]:
+    """Check what can be checked without transformers: fixed keys, ranges and missing packages; returns the problems."""
     problems = []
     for name, value in training.items():
         if not isinstance(name, str):
             problems.append(f"training.{name}: expected the name of an option")
-        elif name not in known:
-            problems.append(f"training.{name}: transformers.TrainingArguments has no such option{nearest(name, known)}")
         elif name in FIXED:
             problems.append(f"training.{name}: set by multilora ({FIXED[name]}); leave it out")
+        elif name in _RANGES and isinstance(value, int | float) and not isinstance(value, bool):
+            expected = _expected_range(name, value)
+            if expected is not None:
+                problems.append(f"training.{name} is {value!r}, expected {expected}")
+        for item in value if isinstance(value, list) else [value]:
+            packages = _needed_packages(name, item)
+            if packages and not any(find_spec(package) for package in packages):
+                problems.append(f"training.{name}: {item} needs {packages[0]}; pip install {PACKAGES[packages[0]]}")
+    return problems
+
+
+def _needed_packages(name: str, value: Any) -> tuple[str, ...]:
+    """The packages, of which one must be installed, that a value of an option needs."""
+    if name == "report_to" and isinstance(value, str):
+        return _TRACKERS.get(value, ())
+    if name == "optim" and isinstance(value, str):
+        return next((packages for part, packages in _OPTIMIZERS.items() if part in value), ())
+    if name == "use_liger_kernel" and value is True:
+        return ("liger_kernel",)
+    return ("deepspeed",) if name == "deepspeed" and value else ()
+
+
+def check_training(training: Mapping[Any, Any]) -> list[str]:
+    """Check against transformers what `check_training_values` accepts: unknown names and wrong types."""
+    known = field_types()
+    problems = []
+    for name, value in training.items():
+        if check_training_values({name: value}):
+            continue
+        if name not in known:
+            problems.append(f"training.{name}: transformers.TrainingArguments has no such option{nearest(name, known)}")
         else:
             try:
                 typed(name, value)

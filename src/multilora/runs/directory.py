@@ -11,19 +11,19 @@ best-<step>/         weights of the best evaluation     before_extension/  an ex
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from multilora.errors import RecipeError, RunDirectoryError
 from multilora.methods import FULL
-from multilora.modeling import load_base, load_tokenizer
 from multilora.recipe import Recipe
 from multilora.runs.lock import LOCK_FILE
 
 RECIPE_FILE, METRICS_FILE, FACTS_FILE = "recipe.yaml", "metrics.jsonl", "train.json"
+# What others read from `train.json`.
+FACTS = ("steps", "weights_of_step", "seconds", "trainable_parameters", "total_parameters")
 
 
 class Run:
@@ -38,7 +38,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not (self.path / RECIPE_FILE).is_file():
+        if not os.path.lexists(self.path / RECIPE_FILE):
             raise RunDirectoryError(f"{self.path}: no {RECIPE_FILE} here; expected the output_dir of a training run")
         if not self.weights.is_dir():
             raise RunDirectoryError(
@@ -62,6 +62,10 @@ class Run:
         facts = _read_json(self.path / FACTS_FILE)
         if not isinstance(facts, dict):
             raise _damaged(self.path / FACTS_FILE, TypeError(f"holds {type(facts).__name__}, expected an object"))
+        for key in FACTS:
+            if not isinstance(facts.get(key), int | float):
+                problem = f"{key} is {facts.get(key)!r}, expected a number"
+                raise _damaged(self.path / FACTS_FILE, TypeError(problem))
         return facts
 
     @property
@@ -69,9 +73,24 @@ class Run:
         """The lines of `metrics.jsonl`; values that were not finite are None."""
         try:
             text = (self.path / METRICS_FILE).read_text(encoding="utf-8")
-            return [json.loads(line) for line in text.splitlines()]
+            lines = [json.loads(line) for line in text.split("\n") if line]  # JSON may contain other line separators
         except (OSError, ValueError) as error:
             raise _damaged(self.path / METRICS_FILE, error) from None
+        for number, line in enumerate(lines, 1):
+            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+                problem = f"line {number} is {str(line)[:40]}, expected an object with a step"
+                raise _damaged(self.path / METRICS_FILE, TypeError(problem))
+        return lines
+
+    def check_complete(self) -> None:
+        """Check that the weights are there and that the files that describe the training can be read.
+
+        Raises:
+            RunDirectoryError: a file is missing or damaged.
+        """
+        if not any(path.is_file() for pattern in ("*.safetensors", "*.bin") for path in self.weights.glob(pattern)):
+            raise RunDirectoryError(f"{self.weights}: no weights here; this run is damaged, train it again")
+        _ = self.training, self.metrics
 
     def check_writable(self) -> None:
         """Find out before the work whether its result can be written.
@@ -84,6 +103,8 @@ class Run:
 
     def load_tokenizer(self) -> Any:
         """Load the tokenizer of the base."""
+        from multilora.modeling import load_tokenizer
+
         return load_tokenizer(self.recipe.model)
 
     def load_base(self, *, quantized: bool = True) -> Any:
@@ -92,12 +113,18 @@ class Run:
         Args:
             quantized: if False, load it in `model.dtype` even if it was quantized for training
         """
+        from multilora.modeling import load_base
+
         recipe = self.recipe
         section = recipe.model if quantized else recipe.model.model_copy(update={"quantization": "none"})
         return load_base(section, trainable=recipe.adapter.method == FULL)
 
     def load_model(self, *, quantized: bool = True) -> Any:
         """Load the trained model: a `PeftModel`, or the full model for `full`; `quantized` as in `load_base`."""
+        import torch
+
+        from multilora.modeling import load_base
+
         recipe = self.recipe
         if recipe.adapter.method == FULL:
             return load_base(recipe.model, trainable=True, source=str(self.weights))
@@ -149,13 +176,34 @@ def check_free(path: Path) -> None:
     """
     if path.is_file():
         raise RunDirectoryError(f"{path}: is a file; choose a new folder")
-    if path.is_dir() and any(item.name != LOCK_FILE for item in path.iterdir()):
+    if path.is_dir() and not all(_left_by_a_start(item) for item in path.iterdir()):
         if (path / RECIPE_FILE).exists():
             raise RunDirectoryError(
                 f"{path}: already holds a run; choose another folder, remove this one, or resume this run "
                 "(`multilora train RECIPE --resume`)"
             )
         raise RunDirectoryError(f"{path}: is not empty; choose another folder")
+
+
+def _left_by_a_start(item: Path) -> bool:
+    """Whether a start that was killed before it wrote the recipe may have left this: nothing is lost with it."""
+    return item.name in (LOCK_FILE, f".{RECIPE_FILE}.partial") or (item.is_dir() and not any(item.iterdir()))
+
+
+def check_files(path: Path) -> None:
+    """Check that the files a run writes are files, before training continues.
+
+    Raises:
+        RunDirectoryError: there is a folder, a pipe or the like instead of one.
+    """
+    for name in (RECIPE_FILE, "environment.json", METRICS_FILE, FACTS_FILE, "evaluations.jsonl"):
+        file = path / name
+        if (file.exists() or file.is_symlink()) and not file.is_file():
+            raise RunDirectoryError(f"{file}: is not a file, so the run cannot write it; remove it, then resume")
+    for name in ("plan", "checkpoints"):
+        folder = path / name
+        if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+            raise RunDirectoryError(f"{folder}: is not a folder, so the run cannot write it; remove it, then resume")
 
 
 def _read_json(path: Path) -> Any:

@@ -1,19 +1,27 @@
-"""`evaluate`: score a run on the evaluation split of every task, before and after training."""
+"""`evaluate`: score a run before and after training; `evaluate_models`: score any models on any tasks."""
 
 from __future__ import annotations
 
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from multilora.data.render import Renderer
-from multilora.data.tokenize import row_length
 from multilora.errors import InputError
-from multilora.evaluation.score import Scores, evaluation_sets, score_tasks
-from multilora.files import write_json
+from multilora.files import copy_file, write_json
 from multilora.foreign_errors import own_errors
-from multilora.modeling import best_device, to_device
+from multilora.processes import is_main_process
+from multilora.recipe import Recipe
+from multilora.runs.candidate import Candidate, candidate
 from multilora.runs.directory import Run
+
+if TYPE_CHECKING:
+    from multilora.evaluation.score import Scores
+
+BASE_LABEL, RUN_LABEL = "base", "run"
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,10 @@ class Evaluation:
 
 @own_errors
 def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evaluation:
-    """Score the base and the trained model of a run on every task, and write the scores to the run's `eval.json`.
+    """Score the base and the trained model of a run on every task.
+
+    Writes the scores to the run's `eval.json`, and every question and answer to `samples/base.parquet` and
+    `samples/run.parquet`. The scores of a base in a local folder are cached.
 
     Args:
         run: a run or its directory
@@ -47,21 +58,129 @@ def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evalu
     """
     run = run if isinstance(run, Run) else Run(run)
     run.check_writable()
-    recipe = run.recipe
-    section = recipe.evaluation
-    if max_examples is not None and max_examples < 1:
-        raise InputError(f"max_examples is {max_examples}, expected at least 1")
-    if max_examples is not None:
-        section = section.model_copy(update={"max_examples": max_examples})
-    sets = evaluation_sets(recipe, section.max_examples)
-    renderer = Renderer(run.load_tokenizer(), recipe.data.template, recipe.data.special_tokens)
-    device = best_device()
-    # Load the base instead of disabling the adapter, which would keep trained biases.
-    base = to_device(run.load_base(), device)
-    length = row_length(recipe.data.max_length, base.config)
-    before = score_tasks(base, renderer, sets, section, length, "evaluating base")
-    del base
-    after = score_tasks(to_device(run.load_model(), device), renderer, sets, section, length, "evaluating run")
-    evaluation = Evaluation(before, after, run.training["weights_of_step"])
-    write_json(run.path / "eval.json", evaluation.as_dict())
+    recipe, weights_of_step = _limited(run.recipe, max_examples), run.training["weights_of_step"]
+    # The base is loaded on its own: with a disabled adapter, it would keep trained biases.
+    base = Candidate(BASE_LABEL, recipe.model)
+    trained = Candidate(RUN_LABEL, recipe.model, run=run)
+    scores = _score([trained, base], recipe, run.path / "samples")  # damaged weights are found out first
+    evaluation = Evaluation(scores[BASE_LABEL], scores[RUN_LABEL], weights_of_step)
+    if is_main_process():
+        write_json(run.path / "eval.json", evaluation.as_dict())
     return evaluation
+
+
+@own_errors
+def evaluate_models(
+    models: Sequence[str | Path | Run],
+    tasks: str | Path | Mapping[str, Any] | None = None,
+    *,
+    max_examples: int | None = None,
+    samples: str | Path | None = None,
+    dtype: str | None = None,
+) -> dict[str, Scores]:
+    """Score several models on the same examples.
+
+    Args:
+        models: runs, adapter folders, model folders or names on the hub; none twice
+        tasks: a YAML file, or its content, with `tasks:` and optionally `data:` and `evaluation:`, as in a recipe; by
+            default, those of the first run among the models
+        max_examples: per task; overrides `evaluation.max_examples`
+        samples: folder for one file of samples per model; by default none are written
+        dtype: of models that are not runs; by default bfloat16
+
+    Returns:
+        model, as passed -> task -> score
+
+    Raises:
+        InputError: a model cannot be loaded, or there are no tasks.
+        RecipeError: the tasks cannot be used.
+    """
+    candidates = [candidate(model, dtype=dtype) for model in models]
+    labels = [item.label for item in candidates]
+    if not candidates or len(set(labels)) < len(labels):
+        raise InputError(f"models are {labels}, expected at least one, and none twice")
+    return _score(
+        candidates, _limited(_tasks_of(candidates, tasks), max_examples), None if samples is None else Path(samples)
+    )
+
+
+def _tasks_of(candidates: Sequence[Candidate], tasks: str | Path | Mapping[str, Any] | None) -> Recipe:
+    """Return a recipe with the tasks to evaluate on; its model is not used."""
+    if tasks is None:
+        runs = [item.run for item in candidates if item.run is not None]
+        if not runs:
+            raise InputError(
+                f"{candidates[0].label} is not a run, so it has no tasks; pass a file with `tasks:` (--tasks FILE)"
+            )
+        return runs[0].recipe
+    values = dict(tasks) if isinstance(tasks, Mapping) else Recipe.read(tasks)[0]
+    used = {name: values[name] for name in ("tasks", "data", "evaluation") if name in values}
+    section = candidates[0].base.model_dump(exclude_none=True)
+    return Recipe.load({"model": section, "training": {"max_steps": 1}, **used})
+
+
+def _limited(recipe: Recipe, max_examples: int | None) -> Recipe:
+    if max_examples is None:
+        return recipe
+    if max_examples < 1:
+        raise InputError(f"max_examples is {max_examples}, expected at least 1")
+    section = recipe.evaluation.model_copy(update={"max_examples": max_examples})
+    return recipe.model_copy(update={"evaluation": section})
+
+
+def _score(candidates: Sequence[Candidate], recipe: Recipe, samples: Path | None) -> dict[str, Scores]:
+    """Score models one after the other, so that only one is in memory."""
+    # These import torch, which takes seconds: models and tasks are checked before.
+    from multilora.evaluation.score import evaluation_sets
+    from multilora.runs.base_scores import read_scores, scores_key, write_scores
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState()  # joins the processes, which share the work out, and selects the device
+    sets = evaluation_sets(recipe, recipe.evaluation.max_examples)
+    results = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        # Moved into place at the end: a failure leaves no file behind.
+        names = sample_names([model.label for model in candidates])
+        for model, name in zip(candidates, names, strict=True):
+            file = Path(temporary) / f"{name}.parquet"
+            key = scores_key(model, recipe, sets)
+            scores = None if key is None else read_scores(key, file)
+            if scores is None:
+                scores = _score_one(model, recipe, sets, file)
+                if key is not None:
+                    write_scores(key, scores, file)
+            results[model.label] = scores
+        if samples is not None and is_main_process():
+            samples.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                copy_file(Path(temporary) / f"{name}.parquet", samples / f"{name}.parquet")
+    return results
+
+
+def _score_one(model: Candidate, recipe: Recipe, sets: Any, samples: Path) -> Scores:
+    from multilora.data.render import Renderer
+    from multilora.evaluation.answers import samples_of
+    from multilora.evaluation.samples import Sample, write_samples
+    from multilora.evaluation.score import score_tasks
+
+    renderer = Renderer(model.load_tokenizer(), recipe.data.template, recipe.data.special_tokens)
+    kept: list[Sample] = []
+    scores = score_tasks(
+        model.load(),
+        renderer,
+        sets,
+        recipe.evaluation,
+        f"evaluating {model.label}",
+        keep=lambda task, answers: kept.extend(samples_of(task, renderer, answers, model.label)),
+    )
+    if is_main_process():
+        write_samples(samples, kept)
+    return scores
+
+
+def sample_names(labels: Sequence[str]) -> list[str]:
+    """Return the names of the models' files of samples: the last part of the label, numbered if it is not unique."""
+    names = [re.sub(r"[^\w.-]", "-", Path(label).name).strip(".-") or "model" for label in labels]
+    return [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)]

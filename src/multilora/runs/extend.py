@@ -19,7 +19,7 @@ TRAINING_LENGTH = {"max_steps", "num_train_epochs"}
 MIXTURE_LENGTH = {"total_examples", "total_tokens"}
 
 COPIED = (RECIPE_FILE, METRICS_FILE, FACTS_FILE)
-MOVED = ("eval.json", "analysis")
+MOVED = ("eval.json", "samples", "analysis")
 
 
 def length_of(recipe: Recipe) -> dict[str, Any]:

@@ -42,8 +42,7 @@ class RunLock:
             if self.path.is_file():
                 raise RunDirectoryError(f"{self.path}: is a file; choose a new folder")
             self._created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+            self._descriptor = self._locked(file)
         except RunDirectoryError:
             raise
         except (OSError, ValueError) as error:
@@ -51,20 +50,31 @@ class RunLock:
             raise RunDirectoryError(
                 f"{self.path}: cannot be written ({reason}); set output_dir to a folder that can"
             ) from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = _holder(file)
-            os.close(descriptor)
-            raise RunDirectoryError(
-                f"{self.path}: another process is writing this run ({holder}); wait for it, stop it, or choose another "
-                "output_dir"
-            ) from None
-        os.ftruncate(descriptor, 0)
         facts = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        os.write(descriptor, json.dumps(facts).encode())
-        self._descriptor = descriptor
+        with suppress(OSError):  # on a full disk, the lock works without them
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, json.dumps(facts).encode())
         return self
+
+    def _locked(self, file: Path) -> int:
+        """Create, open and lock the file; returns its descriptor."""
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_current = _is_file(descriptor, file)
+            except BaseException as error:
+                os.close(descriptor)
+                if not isinstance(error, BlockingIOError):
+                    raise
+                raise RunDirectoryError(
+                    f"{self.path}: another process is writing this run ({_holder(file)}); wait for it, stop it, or "
+                    "choose another output_dir"
+                ) from None
+            if is_current:
+                return descriptor
+            os.close(descriptor)  # its last holder has removed the file since it was opened
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -78,6 +88,13 @@ class RunLock:
                 folder.rmdir()  # only if it is empty
         os.close(self._descriptor)
         self._descriptor = None
+
+
+def _is_file(descriptor: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _holder(file: Path) -> str:

@@ -53,6 +53,7 @@ def plan_preview(
 
 
 def _make(source: Any, overrides: list[str], measure: bool) -> dict[str, Any]:
+    recipe = Recipe.load(source, overrides)  # before the seconds that importing torch takes
     from dataclasses import asdict
 
     from multilora.data.overlap import overlap
@@ -60,7 +61,7 @@ def _make(source: Any, overrides: list[str], measure: bool) -> dict[str, Any]:
     from multilora.training.prepare import prepare
     from multilora.training.step_cost import step_cost
 
-    prepared = prepare(Recipe.load(source, overrides))
+    prepared = prepare(recipe)
     trainable, total = parameter_counts(prepared.model)
     return {
         **prepared.plan.as_dict(),

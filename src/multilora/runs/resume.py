@@ -12,7 +12,7 @@ from multilora.runs.extend import MIXTURE_LENGTH, TRAINING_LENGTH
 MAY_DIFFER: dict[str, Any] = {
     "output_dir": True,
     "data": {"num_proc"},
-    "evaluation": {"batch_size", "max_examples"},
+    "evaluation": {"batch_tokens", "max_examples"},
     "mixture": MIXTURE_LENGTH,
     "training": TRAINING_LENGTH
     | {"report_to", "run_name", "project", "trackio_space_id", "log_level", "log_level_replica"}

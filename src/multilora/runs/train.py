@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 
 from multilora.data.plan import Plan
@@ -19,12 +20,12 @@ from multilora.data.saved_plan import SavedPlan
 from multilora.errors import InputError, RunError
 from multilora.evaluation.score import evaluation_sets, score_tasks
 from multilora.files import atomic_folder
-from multilora.foreign_errors import own_errors
+from multilora.foreign_errors import as_own_error, is_full_disk, own_errors
 from multilora.modeling import load_model_config, parameter_counts
 from multilora.processes import is_main_process
 from multilora.progress import progress
 from multilora.recipe import Recipe
-from multilora.runs.directory import RECIPE_FILE, Run, check_free, saved_recipe, weights_folder
+from multilora.runs.directory import RECIPE_FILE, Run, check_files, check_free, saved_recipe, weights_folder
 from multilora.runs.environment import environment
 from multilora.runs.extend import describe_extension, length_of, set_results_aside
 from multilora.runs.lock import RunLock
@@ -83,7 +84,7 @@ def train(
     loaded = Recipe.load(recipe, overrides)
     path = Path(loaded.output_dir)
     with RunLock(path, active=is_main_process()):  # in the other processes, its files are already there
-        if resume and (path / RECIPE_FILE).is_file():
+        if resume and os.path.lexists(path / RECIPE_FILE):
             return _resume(loaded, path, callbacks)
         if is_main_process():
             check_free(path)
@@ -96,7 +97,10 @@ def _resume(recipe: Recipe, path: Path, callbacks: Sequence[TrainerCallback]) ->
     finished = weights_folder(path, recipe.adapter.method).is_dir()
     if finished and length_of(recipe) == length_of(saved_as):
         logger.warning("%s: the run is already finished; nothing to resume", path)
-        return Run(path)
+        run = Run(path)
+        run.check_complete()
+        return run
+    check_files(path)
     checkpoint = last_complete(path / "checkpoints")
     saved = SavedPlan.load(path / "plan") if (path / "plan").exists() or checkpoint is not None else None
     prepared = prepare(recipe, saved=saved)
@@ -191,7 +195,7 @@ def _evaluate_during(
     log = EvaluationLog(path, first_step)
 
     def score() -> Any:
-        return score_tasks(model, plan_.renderer, sets, section, plan_.max_length, "evaluating")
+        return score_tasks(model, plan_.renderer, sets, section, "evaluating")
 
     trainer.add_callback(EvaluateDuringTraining(section, score, log, trainer))
     return log
@@ -205,8 +209,9 @@ def _fit(trainer: MultiTaskTrainer, path: Path, checkpoint: Path | None) -> None
         raise RunError(f"{error}\n{_how_to_resume(path)}") from error
     except InputError:
         raise
-    except (RuntimeError, OSError, ValueError) as error:
-        message = " ".join(str(error).split())
+    except (RuntimeError, OSError, ValueError, MemoryError, SafetensorError) as error:
+        known = is_full_disk(error) or isinstance(error, MemoryError)
+        message = str(as_own_error(error)) if known else " ".join(str(error).split())
         raise RunError(
             f"training failed at step {trainer.state.global_step}: {message}\n{_how_to_resume(path)}"
         ) from error

@@ -119,7 +119,7 @@ def compare(recipe: Recipe, methods: Mapping[str, Mapping[str, Any]], out: str |
     out.mkdir(parents=True, exist_ok=True)
 
     def score(model: Any, description: str) -> Scores:
-        return score_tasks(model, plan.renderer, sets, recipe.evaluation, plan.max_length, description)
+        return score_tasks(model, plan.renderer, sets, recipe.evaluation, description)
 
     before = score(to_device(load_base(recipe.model), best_device()), "evaluating the base")
     results = []

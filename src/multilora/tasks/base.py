@@ -43,8 +43,7 @@ class Task(ABC):
             `loss` (does not answer; only the loss is measured)
         metrics: names in `multilora.metrics.METRICS`, or name -> `Metric`; by default accuracy for `choice`,
             exact_match for `generate` and none for `loss`. The recipe's `metric:` overrides them.
-        whole_groups: keep the examples of a group together when a subset is evaluated and when standard errors are
-            bootstrapped
+        whole_groups: keep the examples of a group together when a subset is evaluated and in standard errors
 
     Attributes:
         name: the name in the recipe, logs and tables
@@ -89,11 +88,22 @@ class Task(ABC):
             predictions: the text of the model's choice, or the text that it generated; one per example
         """
         answers = self.answers(predictions)
-        return {name: metric(examples, answers) for name, metric in self._metrics.items()}
+        return {
+            name: metric(examples, predictions if metric.whole_text else answers)
+            for name, metric in self._metrics.items()
+        }
 
     def answers(self, predictions: Sequence[str]) -> list[str]:
         """The part of each prediction that the metrics compare."""
         return [self.final_answer(text) for text in predictions] if self.kind == "generate" else list(predictions)
+
+    def cluster_of(self, example: Example) -> str:
+        """The name of the cluster of examples that are not independent, such as questions about one passage.
+
+        Standard errors count clusters, see `multilora.evaluation.uncertainty`. Empty if the example is independent of
+        the others. By default the group, if the task is scored by groups.
+        """
+        return example["group"] if self.whole_groups else ""
 
     @property
     def main_metric(self) -> tuple[str, Metric] | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from multilora.errors import DataError, RecordError, nearest
 from multilora.example import Example, Split
 from multilora.metrics import METRICS, Metric
-from multilora.metrics.formulas import group_accuracy
+from multilora.metrics.sums import group_accuracy
 from multilora.recipe.schema import TaskSection
 from multilora.tasks.multiple_choice import lettered_example
 from multilora.tasks.readers import Record, RecordStream, read_csv_rows
@@ -92,7 +92,10 @@ class MmluSource(Source):
 
 
 class Mmlu(RecordTask):
-    """All subjects (`mmlu`) or one (`mmlu/<subject>`); zero-shot, answered by a letter."""
+    """All subjects (`mmlu`) or one (`mmlu/<subject>`); zero-shot, answered by a letter.
+
+    Subjects are strata, not clusters: all 57 are always there, and within each the questions are independent.
+    """
 
     kind = "choice"
 

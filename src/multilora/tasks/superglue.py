@@ -7,14 +7,16 @@ F1), MultiRC (F1a and EM) and ReCoRD (F1 and EM), whose main score is the mean o
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from multilora.errors import RecordError
-from multilora.example import Example, choice_example, references_of
+from multilora.example import Example, choice_example
 from multilora.metrics import METRICS, Metric
-from multilora.metrics.formulas import f1_of_class, group_exact_match, normalised_match, token_f1
+from multilora.metrics.formulas import is_correct, normalised_match, token_f1
+from multilora.metrics.sums import f1_macro, f1_of, group_exact_match, item_mean, mean_of
 from multilora.recipe.schema import TaskSection
 from multilora.tasks.readers import Record
 from multilora.tasks.record_task import RecordTask
@@ -41,11 +43,18 @@ def _yes_no_index(label: Any, where: str) -> int:
     raise RecordError(f"{where}: label {label!r}, expected true or false (or 1 or 0)", "unknown label")
 
 
+def _passage_name(text: str) -> str:
+    """A short name of a passage, as the group of its questions."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
 def boolq(record: Record, where: str) -> Iterator[Example]:
     """BoolQ: a yes/no question about a passage."""
     question = text_field(record, "question", where).strip().rstrip("?")
-    prompt = f"{text_field(record, 'passage', where)}\n\nQuestion: {question}? Answer yes or no."
-    yield choice_example(prompt, YES_NO, _yes_no_index(field(record, "label", where), where))
+    passage = text_field(record, "passage", where)
+    prompt = f"{passage}\n\nQuestion: {question}? Answer yes or no."
+    label = _yes_no_index(field(record, "label", where), where)
+    yield choice_example(prompt, YES_NO, label, group=_passage_name(passage))
 
 
 def cb(record: Record, where: str) -> Iterator[Example]:
@@ -117,6 +126,7 @@ def record_(record: Record, where: str) -> Iterator[Example]:
             for query in list_field(record, "qas", where)
         ]
     choices = list(dict.fromkeys(entities))
+    group = _passage_name(text)
     text = re.sub(r"\n?@highlight\n", "\n- ", text)
     for query, answers in queries:
         correct = [choices.index(answer) for answer in dict.fromkeys(answers) if answer in choices]
@@ -126,7 +136,7 @@ def record_(record: Record, where: str) -> Iterator[Example]:
             )
         listed = ", ".join(choices)
         prompt = f"{text}\n\nWhich name replaces @placeholder?\n{query}\nNames: {listed}"
-        yield choice_example(prompt, choices, correct[0], also_correct=correct[1:])
+        yield choice_example(prompt, choices, correct[0], also_correct=correct[1:], group=group)
 
 
 def rte(record: Record, where: str) -> Iterator[Example]:
@@ -152,10 +162,10 @@ def wsc(record: Record, where: str) -> Iterator[Example]:
     """WSC: does a pronoun mean a given noun?"""
     target = record.get("target", record)
     noun, pronoun = (text_field(target, name, where) for name in ("span1_text", "span2_text"))
-    prompt = (
-        f'{text_field(record, "text", where)}\n\nIn this text, does "{pronoun}" refer to "{noun}"? Answer yes or no.'
-    )
-    yield choice_example(prompt, YES_NO, _yes_no_index(field(record, "label", where), where))
+    text = text_field(record, "text", where)
+    prompt = f'{text}\n\nIn this text, does "{pronoun}" refer to "{noun}"? Answer yes or no.'
+    label = _yes_no_index(field(record, "label", where), where)
+    yield choice_example(prompt, YES_NO, label, group=_passage_name(text))
 
 
 RENDERERS: dict[str, Callable[[Record, str], Iterator[Example]]] = {
@@ -170,31 +180,29 @@ RENDERERS: dict[str, Callable[[Record, str], Iterator[Example]]] = {
 }
 
 
-def _f1_of_yes(examples: Sequence[Example], predictions: Sequence[str]) -> float:
-    """MultiRC's F1a: F1 of the correct answers, over all proposed answers to all questions."""
-    return f1_of_class([references_of(example)[0] for example in examples], predictions, YES_NO[0])
+def _record_score(references: Sequence[str], prediction: str) -> float:
+    return (token_f1(references, prediction) + normalised_match(references, prediction)) / 2
 
 
-def _with_mean(metrics: dict[str, Metric]) -> dict[str, Metric]:
-    """The metrics and, as the main one, their mean, which SuperGLUE uses for tasks with two metrics."""
+_F1A = f1_of(YES_NO[0])
 
-    def mean(examples: Sequence[Example], predictions: Sequence[str]) -> float:
-        return sum(metric(examples, predictions) for metric in metrics.values()) / len(metrics)
-
-    return {"score": Metric(mean, answers="choice", per="set"), **metrics}
-
-
+# Where SuperGLUE has two metrics, the main one, `score`, is their mean.
 METRICS_OF: dict[str, dict[str, Metric]] = {
-    "cb": _with_mean({"accuracy": METRICS["accuracy"], "f1_macro": METRICS["f1_macro"]}),
-    "multirc": _with_mean(
-        {
-            "f1a": Metric(_f1_of_yes, answers="choice", per="set"),
-            "exact_match": Metric(group_exact_match, answers="choice", per="set"),
-        }
-    ),
-    "record": _with_mean(
-        {"f1": Metric(token_f1, answers="choice"), "exact_match": Metric(normalised_match, answers="choice")}
-    ),
+    "cb": {
+        "score": Metric(mean_of(item_mean(is_correct), f1_macro), answers="choice", per="set"),
+        "accuracy": METRICS["accuracy"],
+        "f1_macro": METRICS["f1_macro"],
+    },
+    "multirc": {
+        "score": Metric(mean_of(_F1A, group_exact_match), answers="choice", per="set"),
+        "f1a": Metric(_F1A, answers="choice", per="set"),
+        "exact_match": Metric(group_exact_match, answers="choice", per="set"),
+    },
+    "record": {
+        "score": Metric(_record_score, answers="choice"),
+        "f1": Metric(token_f1, answers="choice"),
+        "exact_match": Metric(normalised_match, answers="choice"),
+    },
 }
 
 
@@ -211,6 +219,10 @@ class SuperGlue(RecordTask):
         config = "wsc.fixed" if self.task == "wsc" else self.task
         layout = Layout("hub:aps/super_glue", ("train.jsonl", "val.jsonl"), config, ("train", "validation"))
         super().__init__(section, Source(section, layout))
+
+    def cluster_of(self, example: Example) -> str:
+        """The passage of BoolQ, MultiRC, ReCoRD and WSC, which several questions can share; else empty."""
+        return example["group"].partition("/")[0]
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
         """The examples of one record; several for MultiRC and ReCoRD."""

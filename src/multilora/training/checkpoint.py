@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,23 @@ def last_complete(folder: Path) -> Path | None:
     return None
 
 
-def keep_newest(folder: Path, limit: int | None) -> None:
-    """Remove the oldest checkpoints beyond `limit`."""
+def later_checkpoints(folder: Path, resumed_from: Path | None) -> set[Path]:
+    """Return the checkpoints after the one that training resumes from, for example damaged ones; all if it restarts."""
+    complete = checkpoints(folder)
+    if resumed_from is None:
+        return set(complete)
+    names = [path.name for path in complete]
+    return set(complete[names.index(resumed_from.name) + 1 :]) if resumed_from.name in names else set()
+
+
+def keep_newest(folder: Path, limit: int | None, stale: Collection[Path] = ()) -> None:
+    """Remove checkpoints until at most `limit` are left: first `stale` ones, then the oldest.
+
+    Args:
+        folder: of all checkpoints
+        limit: None to remove none
+        stale: those that training does not continue, such as damaged ones
+    """
     if limit:
-        for old in checkpoints(folder)[:-limit]:
+        for old in sorted(checkpoints(folder), key=lambda path: (path not in stale, step_of(path)))[:-limit]:
             shutil.rmtree(old, ignore_errors=True)

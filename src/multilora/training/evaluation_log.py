@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list
 from multilora.errors import RunDirectoryError
 from multilora.files import append_json_line, drop_later_lines
 from multilora.processes import is_main_process
+from multilora.training.checkpoint import checkpoints, step_of
 
 LOG_FILE, BEST_PREFIX, LINE_FILE = "evaluations.jsonl", "best-", "evaluation.json"
 
@@ -42,7 +43,7 @@ class EvaluationLog:
         lines = []
         if is_main_process():
             drop_later_lines(path, first_step)
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
         (lines,) = broadcast_object_list([lines])
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
         if self.best is not None and not self.best_folder.is_dir():
@@ -50,7 +51,8 @@ class EvaluationLog:
                 f"{self.best_folder}: missing; expected the weights of the best evaluation up to step {first_step}. "
                 "Restore it, or train again with a new output_dir"
             )
-        self.prune([first_step])
+        # An earlier checkpoint is used if the newest one is damaged later.
+        self.prune([first_step, *(step_of(checkpoint) for checkpoint in checkpoints(folder / "checkpoints"))])
 
     @property
     def best(self) -> dict[str, Any] | None:

@@ -25,6 +25,8 @@ def damage(folder: Path) -> str | None:
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in entries.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST_FILE} cannot be read ({error})"
+    if not expected:
+        return f"{MANIFEST_FILE} lists no files"
     for name, (size, checksum) in expected.items():
         path = folder / name
         try:

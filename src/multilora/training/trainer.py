@@ -22,7 +22,7 @@ from multilora.loss import weighting
 from multilora.loss.tally import Tally
 from multilora.loss.token_losses import token_losses
 from multilora.training.callbacks.health import Health, OnNonfinite
-from multilora.training.checkpoint import PREFIX, PROGRESS_FILE, keep_newest, staged
+from multilora.training.checkpoint import PREFIX, PROGRESS_FILE, keep_newest, later_checkpoints, staged
 from multilora.training.compile import compile_blocks
 from multilora.training.parameter_groups import split_groups
 from multilora.training.sharding import check_sharding, check_written, reduce_in_float32, trained_weights
@@ -93,6 +93,8 @@ class MultiTaskTrainer(Trainer):
         self.add_callback(self.health)
         self.add_callback(_TrainBegin(self))
         self._resumed_from: Path | None = None
+        self._stale: set[Path] = set()
+        self._sums_restored = False
         check_sharding(self)
         if self.is_fsdp_enabled:
             reduce_in_float32(self.accelerator)
@@ -201,7 +203,8 @@ class MultiTaskTrainer(Trainer):
             finally:
                 self._staging = None
         if main_process:
-            keep_newest(folder, self.checkpoint_limit, self.state.global_step)
+            self._stale.discard(folder / f"{PREFIX}{self.state.global_step}")
+            keep_newest(folder, self.checkpoint_limit, self._stale)
 
     def _progress(self) -> dict[str, Any]:
         """Return the running sums over all processes; every process must call it."""
@@ -223,6 +226,7 @@ class MultiTaskTrainer(Trainer):
         progress = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
         self._tr_loss += progress["loss"]
         self._total_loss_scalar = progress["total_loss"]
+        self._sums_restored = True
         self._globalstep_last_logged = progress["last_logged"]
         self.health.load_state_dict(progress["health"])
         self.tally.load_state_dict(progress["tally"], self.args.device, main_process=self.is_world_process_zero())
@@ -233,6 +237,7 @@ class MultiTaskTrainer(Trainer):
         if checkpoint is True:
             checkpoint = get_last_checkpoint(str(self.args.output_dir))
         self._resumed_from = Path(checkpoint) if isinstance(checkpoint, str) else None
+        self._stale = later_checkpoints(Path(self.args.output_dir), self._resumed_from)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -254,6 +259,8 @@ class MultiTaskTrainer(Trainer):
                         logs[f"loss/{name}"] = total / count
             self.tally.clear()
             logs.update(self.health.logs(self.model, self.state.global_step))
+        if "train_loss" in logs and self._sums_restored:  # transformers divides by the steps since the resumption
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
 
 
