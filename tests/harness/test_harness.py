@@ -236,10 +236,10 @@ def test_a_task_named_twice_and_data_that_cannot_be_reached(manager, tiny, paths
     copa = local_task(TaskSection(name="superglue/copa", path=paths["superglue/copa"]), manager)
     group = Group("pair")
     group.add(copa)
-    with pytest.raises(InputError, match="Duplicate task 'copa'.*name either the group or its tasks"):
+    with pytest.raises(InputError, match=r"Duplicate task 'copa'.*name either the group or its tasks"):
         harness_scores(lm, [copa, group], manager=manager)
     monkeypatch.setattr("datasets.load_dataset", offline)
-    with pytest.raises(DataError, match="Couldn't reach the Hub.*check the network, or give local data"):
+    with pytest.raises(DataError, match=r"Couldn't reach the Hub.*check the network, or give local data"):
         harness_scores(lm, ["arc_easy"], manager=manager)
 
 

@@ -94,7 +94,7 @@ def candidate(source: str | Path | Run, *, dtype: str | None = None) -> Candidat
     if not path.is_dir() and (path.exists() or name[:1] in ("", ".", "/", "~") or name.count("/") > 1):
         problem = "is not a folder, so there is" if path.exists() else "does not exist, so there is"
         raise InputError(
-            f"{name}: {problem} no {RECIPE_FILE} here; expected a run, an adapter or a model, or the name of a model on "
+            f"{name}: {problem} no {RECIPE_FILE} here; expected a run, an adapter, a model, or the name of a model on "
             "the hub"
         )
     return Candidate(name, ModelSection(name_or_path=name, **options))
