@@ -118,7 +118,7 @@ def task_score(task: Task, answers: Answers, *, dropped: int) -> TaskScore:
         metric=main,
         value=metrics.get(main),
         stderr=uncertainty.stderr if uncertainty else None,
-        interval=(uncertainty.low, uncertainty.high) if uncertainty else None,
+        interval=[uncertainty.low, uncertainty.high] if uncertainty else None,
         clusters=uncertainty.clusters if uncertainty else None,
         n=len(examples),
         loss=answers.nats / answers.tokens,

@@ -32,7 +32,7 @@ class TaskScore:
     loss: float
     truncated: int
     dropped: int
-    interval: tuple[float, float] | None = None
+    interval: list[float] | None = None
     clusters: int | None = None
     near_ties: int = 0
     end_scored: int = 0
