@@ -22,7 +22,7 @@ RECIPE: dict[str, Any] = {
         {"name": "nano/arithmetic"},
     ],
     "training": {"max_steps": 260, "per_device_train_batch_size": 32, "save_strategy": "no"},
-    "evaluation": {"max_examples": 200, "batch_size": 100, "max_new_tokens": 48},
+    "evaluation": {"max_examples": 200, "max_new_tokens": 48},
 }
 
 METHODS: dict[str, dict[str, Any]] = {
