@@ -7,8 +7,8 @@ Both answer the same requests on the same weights in one process, in turn, and t
 - generation: prompts and answers of uneven length, each answer ended by a stop string or by its limit
 
 HFLM runs at the best of several batch sizes, which the first round finds. Time is processor time of all threads, the
-median over rounds. `through lm-eval` measures the model that `lm_eval --model multilora` uses, tokenization included.
-Memory is the peak of a fresh process for each, minus that of a process that only loads the model.
+median over rounds; this library's engine runs as the model of `python -m multilora.harness`, and tokenization is
+included for both. Memory is the peak of a fresh process for each, above the loaded model.
 
 Run: python benchmarks/evaluation.py --model DIR --mmlu DIR [--dtype bfloat16] [--subjects 3] [--rounds 3] [--out FILE]
 """
@@ -20,7 +20,6 @@ import csv
 import json
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -43,10 +42,7 @@ QUESTIONS = 20
 
 
 def instances(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Instance]:
-    return [
-        Instance(request_type=kind, doc={}, arguments=item, idx=index)  # type: ignore[arg-type]
-        for index, item in enumerate(arguments)
-    ]
+    return [Instance(request_type=kind, doc={}, arguments=item, idx=index) for index, item in enumerate(arguments)]
 
 
 def question(row: Sequence[str], *, answered: bool) -> str:
@@ -171,7 +167,7 @@ def measure(benchmark: Benchmark, part: str, rounds: int) -> list[str]:
 
 
 def peak_memory(options: argparse.Namespace, part: str, engine: str) -> float:
-    """Peak resident memory in MiB of a fresh process that runs one part with one engine."""
+    """Peak memory in MiB that a fresh process needs for one part with one engine, above the loaded model."""
     command = [sys.executable, __file__, "--child", part, engine]
     for name in ("model", "mmlu", "dtype", "subjects", "threads", "device"):
         command += [f"--{name}", str(getattr(options, name))]
@@ -179,18 +175,25 @@ def peak_memory(options: argparse.Namespace, part: str, engine: str) -> float:
     return float(json.loads(output.splitlines()[-1]))
 
 
+def resident(name: str) -> float:
+    """VmRSS (now) or VmHWM (peak) of this process in MiB."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition(f"{name}:")[2].split()[0]) / 1024
+
+
 def child(options: argparse.Namespace) -> None:
     part, engine = options.child
     benchmark = Benchmark(options)
-    if engine != "load":
-        benchmark.run(part, None if engine == "ours" else int(engine))
     on_gpu = benchmark.model.device.type == "cuda"
-    peak = (
-        torch.cuda.max_memory_allocated() / 2**20
-        if on_gpu
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    )
-    print(json.dumps(peak))
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 2**20
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the peak of loading
+        before = resident("VmRSS")
+    benchmark.run(part, None if engine == "ours" else int(engine))
+    after = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resident("VmHWM")
+    print(json.dumps(after - before))
 
 
 def main() -> None:
@@ -228,8 +231,7 @@ def main() -> None:
     del benchmark
     lines += ["", "| peak memory above the model | HFLM | multilora |", "|---|---|---|"]
     for part in options.parts:
-        loaded = peak_memory(options, part, "load")
-        theirs, ours = (peak_memory(options, part, engine) - loaded for engine in (best[part], "ours"))
+        theirs, ours = (peak_memory(options, part, engine) for engine in (best[part], "ours"))
         lines.append(f"| {part} | {theirs:,.0f} MiB | {ours:,.0f} MiB |")
         print(lines[-1], flush=True)
     text = "\n".join(lines) + "\n"

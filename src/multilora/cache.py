@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from multilora.files import write_text
+from multilora.files import checksum, write_text
 
 
 def cache_root() -> Path:
@@ -44,8 +44,7 @@ def content_digest(path: Path) -> str:
     known = cache_root() / "digests" / cache_key(str(path.resolve()), status.st_size, status.st_mtime_ns)
     with suppress(OSError):
         return known.read_text(encoding="ascii")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = checksum(path)
     with suppress(OSError):  # a cache that cannot be written only costs time
         known.parent.mkdir(parents=True, exist_ok=True)
         write_text(known, digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, by renaming a temporary file."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary file that replaces `path` if the block succeeds and is deleted if it fails."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
@@ -24,16 +26,26 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file atomically, by renaming a temporary copy."""
-    temporary = target.with_name(f".{target.name}.partial")
-    try:
+    """Copy a file atomically."""
+    with atomic_file(target) as temporary:
         shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file's content.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -204,6 +204,28 @@ def _is_linear(module: Any) -> bool:
     return isinstance(module, torch.nn.Linear | Conv1D)
 
 
+def load_adapter(model: Any, source: str) -> Any:
+    """Load an adapter of any PEFT method onto its base, for inference.
+
+    Raises:
+        AdapterError: it cannot be loaded, or was made for another base.
+    """
+    from peft import PeftModel
+
+    import multilora.peft_method  # noqa: F401  (registers the method)
+
+    try:
+        return PeftModel.from_pretrained(model, source)
+    except (ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # PEFT raises many kinds for files that are missing, damaged or of another base
+        reason = " ".join(str(error).split())[:300]
+        raise AdapterError(
+            f"cannot load the adapter {source!r} ({reason}); expected a folder saved by PEFT or a name on the hub, "
+            "made for this base"
+        ) from error
+
+
 def max_positions(config: Any) -> int | None:
     """The maximum sequence length in tokens, or None if the model's config has none."""
     return getattr(config, "max_position_embeddings", None) or None

@@ -19,6 +19,9 @@ from rich.text import Text
 
 from multilora.processes import is_main_process
 
+# Called with the number of finished units, and optionally `note=`.
+Advance = Callable[..., None]
+
 
 class RateColumn(ProgressColumn):
     """Units per second."""
@@ -30,7 +33,7 @@ class RateColumn(ProgressColumn):
 
 
 @contextmanager
-def progress(description: str, total: int | None) -> Iterator[Callable[..., None]]:
+def progress(description: str, total: int | None) -> Iterator[Advance]:
     """Show a bar for `total` units; yields `advance(units=1, note=None)`, where `note` is shown after the bar.
 
     Only the main process shows the bar.

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multilora.evaluation.batches import batches_of
-from multilora.evaluation.prefix_tree import Stage, plan_stages, single_rows
+from multilora.evaluation.prefix_tree import Stage, plan_stages
 from multilora.evaluation.requests import Request
 
 # Few different tokens, so that many sequences begin alike.
@@ -64,10 +64,10 @@ def test_every_token_is_scored_once_behind_its_own_context(requests, row_tokens,
 
 @settings(max_examples=100, deadline=None)
 @given(requests=REQUESTS)
-def test_single_rows_share_nothing_but_equal_starts(requests):
-    rows = single_rows(requests)
-    assert all(row.is_linear for row in rows)
-    check(requests, [Stage(None, rows)])
+def test_without_sharing_no_row_is_a_tree(requests):
+    stages = plan_stages(requests, row_tokens=0, min_prefix=2**31)
+    assert all(stage.prefix is None and row.is_linear for stage in stages for row in stage.rows)
+    check(requests, stages)
 
 
 @settings(max_examples=100, deadline=None)

@@ -16,7 +16,7 @@ from multilora.evaluation.intervals import (
     score_interval,
     t_quantile,
 )
-from multilora.evaluation.uncertainty import main_stderr, main_uncertainty, mean_uncertainty
+from multilora.evaluation.uncertainty import main_uncertainty, mean_uncertainty
 from multilora.example import choice_example, free_example
 from multilora.metrics import METRICS, Metric
 from multilora.metrics.sums import SumMetric
@@ -199,10 +199,10 @@ def test_many_classes_are_deleted_in_groups(monkeypatch):
     references = rng.integers(3, size=2000)
     examples = [choice_example("q", CB_WORDS, int(r)) for r in references]
     predictions = [CB_WORDS[r if rng.random() < 0.8 else 0] for r in references]
-    single = main_stderr(superglue("cb"), examples, predictions)
+    single = main_uncertainty(superglue("cb"), examples, predictions).stderr
     monkeypatch.setattr("multilora.evaluation.uncertainty.MOST_SUMS", 1000)
-    assert main_stderr(superglue("cb"), examples, predictions) == pytest.approx(single, rel=0.25)
-    assert main_stderr(superglue("cb"), examples, predictions) != single
+    assert main_uncertainty(superglue("cb"), examples, predictions).stderr == pytest.approx(single, rel=0.25)
+    assert main_uncertainty(superglue("cb"), examples, predictions).stderr != single
 
 
 def test_accuracy_over_subjects_has_the_error_of_strata():
@@ -214,10 +214,10 @@ def test_accuracy_over_subjects_has_the_error_of_strata():
     predictions = ["A" if value else "B" for value in values]
     task = make_task(TaskSection(name="mmlu"))
     assert main_uncertainty(task, examples, predictions).clusters is None
-    assert main_stderr(task, examples, predictions) == pytest.approx(mean_stderr(values))
+    assert main_uncertainty(task, examples, predictions).stderr == pytest.approx(mean_stderr(values))
     task._metrics = {"accuracy_over_subjects": task._metrics["accuracy_over_subjects"]}
     strata = sum(np.var(values[subjects == s], ddof=1) / sum(subjects == s) for s in range(4)) / 4**2
-    assert main_stderr(task, examples, predictions) == pytest.approx(math.sqrt(strata), rel=0.02)
+    assert main_uncertainty(task, examples, predictions).stderr == pytest.approx(math.sqrt(strata), rel=0.02)
 
 
 def test_bleu_from_sums_is_the_corpus_score_of_every_subset():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from multilora.cli.options import AsJson
+from multilora.processes import is_main_process
 
 if TYPE_CHECKING:
     from multilora.evaluation.task_score import TaskScore
@@ -45,28 +48,26 @@ def evaluate(
     if diff:
         _show_difference(models, json)
         return
-    from multilora.runs.directory import RECIPE_FILE
-
-    if len(models) == 1 and tasks is None and samples is None and _is_run(models[0], RECIPE_FILE):
+    if len(models) == 1 and tasks is None and samples is None and _is_run(Path(models[0])):
         _show_run(models[0], max_examples, json)
         return
-    from dataclasses import asdict
-
     from multilora.cli.show import show_json
     from multilora.runs.evaluate import evaluate_models
 
     scores = evaluate_models(models, tasks, max_examples=max_examples, samples=samples)
+    if not is_main_process():
+        return
     if json:
         show_json({label: {name: asdict(score) for name, score in found.items()} for label, found in scores.items()})
         return
     _show_models(scores)
 
 
-def _is_run(path: str, recipe_file: str) -> bool:
-    from pathlib import Path
+def _is_run(path: Path) -> bool:
+    """Return whether a path is a run; what does not exist is reported as a missing run."""
+    from multilora.runs.directory import RECIPE_FILE
 
-    folder = Path(path)
-    return not folder.exists() or (folder / recipe_file).exists()
+    return not path.exists() or (path / RECIPE_FILE).exists()
 
 
 def _show_run(path: str, max_examples: int | None, json: bool) -> None:
@@ -74,6 +75,8 @@ def _show_run(path: str, max_examples: int | None, json: bool) -> None:
     from multilora.runs.evaluate import evaluate as evaluate_run
 
     evaluation = evaluate_run(path, max_examples=max_examples)
+    if not is_main_process():
+        return
     if json:
         show_json(evaluation.as_dict())
         return
@@ -124,8 +127,6 @@ def _show_counts(scores: Mapping[str, Mapping[str, TaskScore]]) -> None:
 
 
 def _show_difference(models: Sequence[str], json: bool) -> None:
-    from dataclasses import asdict
-
     from multilora.cli.show import show_json, table
     from multilora.errors import InputError
     from multilora.evaluation.paired import compare_samples

@@ -12,7 +12,6 @@ recipe.mixture, total ──► shares_of, stream, pack ────────
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from multilora.data.collate import PlanDataset
 from multilora.data.render import Renderer
 from multilora.data.summary import TaskSummary, summarize_tasks
 from multilora.data.tokenize import TokenizedTask
-from multilora.files import atomic_folder, write_json
+from multilora.files import atomic_folder, checksum, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,11 +120,5 @@ class Plan:
         with atomic_folder(folder) as new_folder:
             table = new_folder / TABLE_FILE
             feather.write_feather(self.table, str(table), compression="uncompressed")
-            checksum = file_checksum(table)
-            write_json(new_folder / SUMMARY_FILE, {**self.as_dict(), "table": checksum, "made_from": self.made_from})
-
-
-def file_checksum(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            contents = {**self.as_dict(), "table": checksum(table), "made_from": self.made_from}
+            write_json(new_folder / SUMMARY_FILE, contents)

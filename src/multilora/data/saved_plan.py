@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from multilora.data.plan import SUMMARY_FILE, TABLE_FILE, file_checksum
+from multilora.data.plan import SUMMARY_FILE, TABLE_FILE
 from multilora.errors import RunDirectoryError, changes
-from multilora.files import restore_folder
+from multilora.files import checksum, restore_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +45,7 @@ class SavedPlan:
         restore_folder(folder)
         try:
             summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-            if summary["table"] != file_checksum(folder / TABLE_FILE):
+            if summary["table"] != checksum(folder / TABLE_FILE):
                 raise ValueError(f"the checksum of {TABLE_FILE} is wrong")
             return cls(
                 folder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,9 @@ from multilora.evaluation.questions import Question, questions_of
 from multilora.evaluation.samples import Sample
 from multilora.example import Example, references_of
 from multilora.loss.output_head import base_of
+from multilora.progress import Advance
 from multilora.recipe import EvaluationSection
 from multilora.tasks.base import Task
-
-Advance = Callable[..., None]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from multilora.data.collate import pad_token_id
@@ -19,9 +17,9 @@ from multilora.errors import InputError, RunError
 from multilora.evaluation.decoding import Choose, Decoder, Forward
 from multilora.evaluation.fallback import cache_bytes_per_token, plain_generate
 from multilora.evaluation.requests import Generation
+from multilora.evaluation.share_out import is_sharded
 from multilora.evaluation.stops import Row, Stops
-
-Advance = Callable[..., None]
+from multilora.progress import Advance
 
 # Measured on two cores with a model of 6 layers in float32: times are flat from 8192 tokens per batch, and from 512
 # per pass over prompts.
@@ -81,7 +79,7 @@ def generate(
     _check(prompts, limits, temperature, top_p, top_k, batch_tokens)
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    sharded = _is_sharded(model)
+    sharded = is_sharded(model)
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     share = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     if world > 1 and not sharded:
@@ -187,13 +185,6 @@ def _gpu_batch_tokens(bytes_per_token: int, sharded: bool) -> int:
         dist.all_reduce(smallest, dist.ReduceOp.MIN)
         tokens = int(smallest)
     return tokens
-
-
-def _is_sharded(model: Any) -> bool:
-    """Whether all processes must take part in every forward pass."""
-    return any(isinstance(module, FSDPModule) for module in model.modules()) or any(
-        isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()
-    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ prefixes, and with and without rows that are trees. What does not give the same 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,10 +24,10 @@ from multilora.evaluation.share_out import Share
 from multilora.evaluation.shared_cache import KeysValues, cache_behind, growing_cache, keys_values, tree_mask
 from multilora.evaluation.target_scores import target_scores
 from multilora.loss.output_head import base_of
+from multilora.progress import Advance
 
 logger = logging.getLogger(__name__)
 
-Advance = Callable[..., None]
 
 # A subtree of at most this many tokens becomes one row; the attention of a longer row would cost too much.
 ROW_TOKENS = 768
@@ -43,9 +43,7 @@ class Sharing:
     prefixes: bool = True
     trees: bool = True
 
-    def plan(
-        self, requests: Sequence[Request], row_tokens: int = ROW_TOKENS, min_prefix: int = MIN_PREFIX
-    ) -> list[Stage]:
+    def plan(self, requests: Sequence[Request], *, row_tokens: int, min_prefix: int) -> list[Stage]:
         """Plan the forward passes, see `plan_stages`."""
         return plan_stages(
             requests, row_tokens=row_tokens if self.trees else 0, min_prefix=min_prefix if self.prefixes else 2**31
@@ -87,7 +85,7 @@ def score_requests(
     work = Share(model, requests, active=share)
     scores = _Scores(work.requests)
     engine = _Engine(model, batch_tokens or default_batch_tokens(model), scores, advance, may_retry=not work.lockstep)
-    stages = sharing.plan(work.requests)
+    stages = sharing.plan(work.requests, row_tokens=ROW_TOKENS, min_prefix=MIN_PREFIX)
     work.announce(engine.count(stages))
     for stage in stages:
         engine.run(stage)

@@ -113,7 +113,7 @@ def plan_stages(requests: Sequence[Request], *, row_tokens: int, min_prefix: int
         requests: of any number
         row_tokens: a subtree with at most this many tokens becomes one row; 0 makes a row of every sequence
         min_prefix: minimum tokens of a prefix of its own; with 0 tokens per row and a large value, nothing is shared
-            but sequences that are equal
+            but sequences of which one begins another
     """
     stages: list[Stage] = []
     # Depth first, without recursion: a chain of a thousand prefixes is a possible input.
@@ -139,11 +139,6 @@ def plan_stages(requests: Sequence[Request], *, row_tokens: int, min_prefix: int
             node.children[0].targets += node.targets
             stack += [(child, prefix) for child in reversed(node.children)]
     return stages
-
-
-def single_rows(requests: Sequence[Request]) -> list[Row]:
-    """Return one row per distinct sequence, without sharing anything else."""
-    return [row for stage in plan_stages(requests, row_tokens=0, min_prefix=2**31) for row in stage.rows]
 
 
 def _forest(requests: Sequence[Request]) -> list[Node]:

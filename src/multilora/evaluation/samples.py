@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multilora.errors import DataError, InputError
+from multilora.files import atomic_file
 
 if TYPE_CHECKING:
     import pyarrow
@@ -111,18 +110,13 @@ def write_samples(path: str | Path, rows: Iterable[Sample]) -> None:
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
     schema = samples_schema()
     try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for batch in _batches(rows):
                 writer.write_batch(_record_batch(batch, schema))
-        os.replace(temporary, path)
     except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
         raise InputError(f"{path}: samples cannot be written ({error}); pass `Sample`s with valid values") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _batches(rows: Iterable[Sample]) -> Iterable[list[Sample]]:

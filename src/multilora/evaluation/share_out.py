@@ -14,15 +14,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from multilora.evaluation.requests import Request, Scored
 from multilora.loss.output_head import base_of
 
 
 def is_sharded(model: Any) -> bool:
-    """Return whether every forward pass needs all processes (FSDP2, ZeRO-3)."""
+    """Return whether every forward pass needs all processes (FSDP2, ZeRO-3, tensor parallelism)."""
     return any(isinstance(module, FSDPModule) for module in model.modules()) or any(
-        hasattr(parameter, "ds_id") for parameter in model.parameters()
+        isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()
     )
 
 

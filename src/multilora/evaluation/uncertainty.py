@@ -101,11 +101,6 @@ def mean_uncertainty(values: Sequence[float], clusters: Indices | None = None) -
     return _finish(mean, stderr, n, "mean", None)
 
 
-def main_stderr(task: Task, examples: Sequence[Example], predictions: Sequence[str]) -> float | None:
-    """Compute the standard error of a task's main metric; see `main_uncertainty`."""
-    return main_uncertainty(task, examples, predictions).stderr
-
-
 def _units(task: Task, examples: Sequence[Example]) -> tuple[Indices, int | None]:
     """The index of each example's independent unit, and the number of clusters (None without clusters)."""
     names = [task.cluster_of(example) for example in examples]

@@ -9,8 +9,16 @@ from typing import Any, get_args
 
 import torch
 
-from multilora.errors import AdapterError, InputError
-from multilora.modeling import best_device, load_base, load_model_config, load_tokenizer, model_source, to_device
+from multilora.errors import InputError
+from multilora.modeling import (
+    best_device,
+    load_adapter,
+    load_base,
+    load_model_config,
+    load_tokenizer,
+    model_source,
+    to_device,
+)
 from multilora.recipe.schema import ModelSection
 from multilora.runs.directory import RECIPE_FILE, Run
 
@@ -117,19 +125,6 @@ def _device(name: str | None) -> torch.device:
 
 
 def _with_adapter(model: Any, source: str) -> Any:
-    from peft import PeftModel
-
-    import multilora.peft_method  # noqa: F401  (registers the method)
-
     if (Path(source) / RECIPE_FILE).is_file():
         raise InputError(f"model_args: peft is {source!r}, which is a run; give it as `run`, without `pretrained`")
-    try:
-        return PeftModel.from_pretrained(model, source)
-    except (ImportError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # PEFT raises many kinds for files that are missing, damaged or of another base
-        reason = " ".join(str(error).split())[:300]
-        raise AdapterError(
-            f"model_args: cannot load the adapter {source!r} ({reason}); expected a folder saved by PEFT or a name on "
-            "the hub, made for the base in `pretrained`"
-        ) from error
+    return load_adapter(model, source)

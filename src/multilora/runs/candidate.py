@@ -44,23 +44,13 @@ class Candidate:
         Raises:
             InputError: it cannot be loaded.
         """
-        from multilora.modeling import best_device, load_base, to_device
+        from multilora.modeling import best_device, load_adapter, load_base, to_device
 
         if self.run is not None:
             return to_device(self.run.load_model(), best_device())
         model = load_base(self.base)
         if self.adapter is not None:
-            from peft import PeftModel
-
-            import multilora.peft_method  # noqa: F401  (registers the method)
-
-            try:
-                model = PeftModel.from_pretrained(model, str(self.adapter.folder))
-            except (RuntimeError, ValueError, KeyError, TypeError) as error:
-                message = " ".join(str(error).split())[:300]
-                raise InputError(
-                    f"{self.adapter.path}: cannot be loaded onto {self.base.name_or_path} ({message})"
-                ) from error
+            model = load_adapter(model, str(self.adapter.folder))
         return to_device(model, best_device())
 
 

@@ -131,6 +131,8 @@ def _limited(recipe: Recipe, max_examples: int | None) -> Recipe:
 def _score(candidates: Sequence[Candidate], recipe: Recipe, samples: Path | None) -> dict[str, Scores]:
     """Score models one after the other, so that only one is in memory."""
     # These import torch, which takes seconds: models and tasks are checked before.
+    from accelerate.utils import broadcast_object_list
+
     from multilora.evaluation.score import evaluation_sets
     from multilora.runs.base_scores import read_scores, scores_key, write_scores
 
@@ -145,8 +147,8 @@ def _score(candidates: Sequence[Candidate], recipe: Recipe, samples: Path | None
         names = sample_names([model.label for model in candidates])
         for model, name in zip(candidates, names, strict=True):
             file = Path(temporary) / f"{name}.parquet"
-            key = scores_key(model, recipe, sets)
-            scores = None if key is None else read_scores(key, file)
+            key = scores_key(model, recipe, sets) if is_main_process() else None
+            (scores,) = broadcast_object_list([None if key is None else read_scores(key, file)])
             if scores is None:
                 scores = _score_one(model, recipe, sets, file)
                 if key is not None:

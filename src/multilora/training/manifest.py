@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
-from multilora.files import write_json
+from multilora.files import checksum, write_json
 
 MANIFEST_FILE = "manifest.json"
 
@@ -27,12 +26,12 @@ def damage(folder: Path) -> str | None:
         return f"{MANIFEST_FILE} cannot be read ({error})"
     if not expected:
         return f"{MANIFEST_FILE} lists no files"
-    for name, (size, checksum) in expected.items():
+    for name, (size, digest) in expected.items():
         path = folder / name
         try:
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes, expected {size}"
-            if _sha256(path) != checksum:
+            if checksum(path) != digest:
                 return f"the checksum of {name} is wrong"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
@@ -40,9 +39,4 @@ def damage(folder: Path) -> str | None:
 
 
 def _entry(path: Path) -> dict[str, int | str]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": checksum(path)}
