@@ -12,6 +12,21 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def join_processes(*, cpu: bool = False) -> None:
+    """Join the processes of a launch (torchrun, `accelerate launch`) and select their devices; nothing for one process.
+
+    Args:
+        cpu: do not use the accelerators of this machine; without any, this is the default
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return
+    import torch
+    from accelerate import PartialState
+
+    # Without `cpu`, accelerate does not join processes on a machine that has no accelerator.
+    PartialState(cpu=cpu or not torch.accelerator.is_available())
+
+
 def end_process(code: int) -> None:
     """Exit directly with `code` if a normal shutdown of this distributed process could abort or hang; else return.
 

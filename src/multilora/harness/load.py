@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import torch.distributed as dist
 
 from multilora.errors import InputError
 from multilora.modeling import (
@@ -19,6 +19,7 @@ from multilora.modeling import (
     model_source,
     to_device,
 )
+from multilora.processes import join_processes
 from multilora.recipe.schema import ModelSection
 from multilora.runs.directory import RECIPE_FILE, Run
 
@@ -109,10 +110,9 @@ class ModelArguments:
 
 def _device(name: str | None) -> torch.device:
     """The device of this process; with several processes, also join them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        return torch.device(PartialState(cpu=name == "cpu").device)
+    join_processes(cpu=name == "cpu")
+    if dist.is_available() and dist.is_initialized() and name != "cpu":
+        return best_device()  # each process has its own
     if name is None:
         return best_device()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from multilora.errors import InputError
 from multilora.files import copy_file, write_json
 from multilora.foreign_errors import own_errors
-from multilora.processes import is_main_process
+from multilora.processes import is_main_process, join_processes
 from multilora.recipe import Recipe
 from multilora.runs.candidate import Candidate, candidate
 from multilora.runs.directory import Run
@@ -136,10 +135,7 @@ def _score(candidates: Sequence[Candidate], recipe: Recipe, samples: Path | None
     from multilora.evaluation.score import evaluation_sets
     from multilora.runs.base_scores import read_scores, scores_key, write_scores
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        PartialState()  # joins the processes, which share the work out, and selects the device
+    join_processes()  # they share the work out
     sets = evaluation_sets(recipe, recipe.evaluation.max_examples)
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
