@@ -8,6 +8,7 @@
     │   ├── AdapterError                 an adapter's options, target modules or checkpoint
     │   └── RunDirectoryError            a run directory that is already used, missing or incomplete
     └── RunError (also a RuntimeError)   a failure while running; the command line exits with 1
+        └── StoppedError                 a signal stopped the training; it can be resumed
 
 Every message contains the value, what was expected and what to do next.
 """
@@ -60,6 +61,10 @@ class RunDirectoryError(InputError):
 
 class RunError(MultiLoraError, RuntimeError):
     """Training, evaluation or analysis failed after its input was accepted."""
+
+
+class StoppedError(RunError):
+    """A signal stopped the training before its last step."""
 
 
 class _Unset:

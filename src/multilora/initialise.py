@@ -38,13 +38,39 @@ def load_saved_adapter(model: Any, saved: SavedAdapter, target_modules: Any = No
     Raises:
         AdapterError: the weights are damaged or not finite, or do not fit the model.
     """
-    state = _read_weights(saved)
+    state, base_weights = adapter_state(model, saved, target_modules)
+    changed = changed_base_weights(model, base_weights)
+    if changed:
+        raise AdapterError(
+            f"{saved.path}: contains weights of the base that differ from the model's ({_some(changed)}), as after "
+            "adding tokens; merge the adapter into its base, and set model.name_or_path to the result"
+        )
+    set_peft_model_state_dict(model, state)
+
+
+def adapter_state(
+    model: Any, saved: SavedAdapter, target_modules: Any = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read the weights of a saved adapter for a new adapter of a model, and check that all fit.
+
+    Args:
+        model, saved, target_modules: as for `load_saved_adapter`; the model may be on the meta device
+
+    Returns:
+        (the entries of the checkpoint that are the new adapter's, weights of the base that PEFT saves with some
+        adapters, by their names in the model)
+
+    Raises:
+        AdapterError: the weights are damaged or not finite, or do not fit the model.
+    """
+    state = read_weights(saved)
     _warn_of_another_base(model, saved)
     config = model.active_peft_config
     if saved.method != config.peft_type.lower():
         state = _as_branches(model, saved, state)
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-    state = _without_base_weights(model, saved, state, expected)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    base_weights = {key: state.pop(key) for key in list(state) if key not in expected and key in parameters}
     _check_modules(model, saved, target_modules, state, expected)
     shapes = [
         f"{_short(key)} is {list(state[key].shape)}, expected {list(value.shape)}"
@@ -56,10 +82,15 @@ def load_saved_adapter(model: Any, saved: SavedAdapter, target_modules: Any = No
             f"{saved.path}: {len(shapes)} of {len(expected)} parameters have another shape ({_some(shapes)}); "
             f"{_which_base(saved)}"
         )
-    set_peft_model_state_dict(model, state)
+    return state, base_weights
 
 
-def _read_weights(saved: SavedAdapter) -> dict[str, Tensor]:
+def read_weights(saved: SavedAdapter) -> dict[str, Tensor]:
+    """Read the tensors of a saved adapter.
+
+    Raises:
+        AdapterError: the file is damaged, or a value is not finite.
+    """
     try:
         state: dict[str, Tensor] = load_peft_weights(str(saved.folder), device="cpu")
     except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -138,24 +169,14 @@ def _lora_scaling(config: dict[str, Any], name: str) -> tuple[float, int]:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), rank
 
 
-def _without_base_weights(
-    model: Any, saved: SavedAdapter, state: dict[str, Tensor], expected: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Drop the weights of the base that PEFT saves with some adapters; they must be those of the model."""
+def changed_base_weights(model: Any, base_weights: dict[str, Tensor]) -> list[str]:
+    """The names of the weights of the base that differ from the model's, or have another shape."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    base_keys = [key for key in state if key not in expected and key in parameters]
-    changed = [
+    return [
         _short(key)
-        for key in base_keys
-        if state[key].shape != parameters[key].shape
-        or not torch.equal(state[key].to(parameters[key]), parameters[key].detach())
+        for key, value in base_weights.items()
+        if value.shape != parameters[key].shape or not torch.equal(value.to(parameters[key]), parameters[key].detach())
     ]
-    if changed:
-        raise AdapterError(
-            f"{saved.path}: contains weights of the base that differ from the model's ({_some(changed)}), as after "
-            "adding tokens; merge the adapter into its base, and set model.name_or_path to the result"
-        )
-    return {key: value for key, value in state.items() if key not in base_keys}
 
 
 def _check_modules(

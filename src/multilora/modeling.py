@@ -37,16 +37,26 @@ def load_tokenizer(section: ModelSection, source: str | None = None) -> Any:
 
 
 def load_model_config(section: ModelSection) -> Any:
-    """Load the config of the base, without the weights.
+    """Load the config of a causal language model, without the weights.
 
     Raises:
         InputError: it cannot be loaded, has an impossible size, or is the config of an encoder.
+    """
+    config = load_config(section)
+    check_decoder(config, section)
+    return config
+
+
+def load_config(section: ModelSection) -> Any:
+    """Load the config of any model, without the weights.
+
+    Raises:
+        InputError: it cannot be loaded, or has an impossible size.
     """
     from transformers import AutoConfig
 
     config = _from_pretrained(AutoConfig, model_source(section), section, trust_remote_code=section.trust_remote_code)
     check_sizes(config, section)
-    check_decoder(config, section)
     return config
 
 

@@ -62,7 +62,7 @@ _PLAIN_LORA = {
     *_INITIALISATIONS,
 }
 # Initialisations of LoRA that leave the base unchanged.
-_UNCHANGED_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
+UNCHANGED_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -195,19 +195,24 @@ def _unusable(method: str, saved: SavedAdapter) -> Iterator[str]:
     if saved.method != "lora":
         return
     initialisation = saved.config.get("init_lora_weights")
-    if initialisation not in _UNCHANGED_BASE:
+    if initialisation not in UNCHANGED_BASE:
         yield (
             f"init_lora_weights is {initialisation!r}, which changes the base; save it as a plain LoRA (PEFT's "
             "save_pretrained with path_initial_model_for_weight_conversion), or merge it into the base"
         )
     if method == "multilora":
-        variants = sorted(key for key, value in saved.config.items() if key not in _PLAIN_LORA and value)
-        if variants:
-            settings = ", ".join(f"{key}: {saved.config[key]!r}" for key in variants)
+        settings = lora_variant(saved)
+        if settings:
             yield (
                 f"is a variant of LoRA ({settings}), which MultiLoRA's branches cannot express; use method `lora`, or "
                 "merge it into the base"
             )
+
+
+def lora_variant(saved: SavedAdapter) -> str:
+    """The settings that make a LoRA a variant, whose update is not B A: `use_dora: True`; empty for a plain LoRA."""
+    names = sorted(key for key, value in saved.config.items() if key not in _PLAIN_LORA and value)
+    return ", ".join(f"{key}: {saved.config[key]!r}" for key in names)
 
 
 def _saved_options(method: str, saved: SavedAdapter) -> dict[str, Any]:

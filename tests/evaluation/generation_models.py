@@ -10,7 +10,7 @@ from peft import get_peft_model
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MambaConfig, MambaForCausalLM
 
 from multilora import MultiLoraConfig
-from multilora.evaluation.generation import generate
+from multilora.evaluation.generation.generate import generate
 
 LIMIT = 12
 TOKENIZER = make_tokenizer()

@@ -26,9 +26,9 @@ from transformers import (
 
 from multilora import MultiLoraConfig
 from multilora.errors import RunError
-from multilora.evaluation import likelihoods
-from multilora.evaluation.likelihoods import Sharing, score_requests, supported_sharing
 from multilora.evaluation.requests import Request
+from multilora.evaluation.scoring import likelihoods
+from multilora.evaluation.scoring.likelihoods import Sharing, score_requests, supported_sharing
 
 SIZES = {
     "vocab_size": 320,

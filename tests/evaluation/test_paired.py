@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multilora.errors import DataError, InputError
-from multilora.evaluation import paired
-from multilora.evaluation.intervals import t_probability, t_quantile
-from multilora.evaluation.paired import compare, compare_samples, matching_samples, mcnemar
 from multilora.evaluation.samples import Sample, read_samples, write_samples
+from multilora.evaluation.statistics import paired
+from multilora.evaluation.statistics.intervals import t_probability, t_quantile
+from multilora.evaluation.statistics.paired import compare, compare_samples, matching_samples, mcnemar
 
 
 def coverage(intervals, truth):

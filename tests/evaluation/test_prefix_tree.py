@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multilora.evaluation.batches import batches_of
-from multilora.evaluation.prefix_tree import Stage, plan_stages
 from multilora.evaluation.requests import Request
+from multilora.evaluation.scoring.batches import batches_of
+from multilora.evaluation.scoring.prefix_tree import Stage, plan_stages
 
 # Few different tokens, so that many sequences begin alike.
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=9)

@@ -14,7 +14,8 @@ from conftest import make_llama, write_jsonl
 from multilora.data.render import Renderer
 from multilora.errors import DataError
 from multilora.evaluation.choices import is_near_tie, most_likely
-from multilora.evaluation.generation import generate
+from multilora.evaluation.evaluation_set import EvaluationSet
+from multilora.evaluation.generation.generate import generate
 from multilora.evaluation.score import evaluation_sets, score_tasks
 from multilora.example import chat_example, choice_example, free_example, to_dataset
 from multilora.recipe import EvaluationSection, Recipe, TaskSection
@@ -40,7 +41,7 @@ def test_scores_of_a_choice_task(tokenizer):
     examples = [choice_example(f"question {i}", ["yes", "no", "five"], i % 3) for i in range(12)]
     task = FixedTask("t", "choice", examples)
     section = EvaluationSection(batch_tokens=50)
-    score = score_tasks(model, renderer, {"t": (task, examples)}, section, "scoring", length=128)["t"]
+    score = score_tasks(model, renderer, {"t": EvaluationSet(task, examples)}, section, "scoring", length=128)["t"]
     correct, loss, tokens = [], 0.0, 0
     for example in examples:
         prefix = renderer.prefix_ids(example["prompt"])
@@ -66,10 +67,10 @@ def test_truncated_and_dropped_are_counted(tokenizer):
     examples = [free_example("say", "x"), free_example(long, "x"), free_example("say", long)]
     task = FixedTask("t", "loss", examples)
     section = EvaluationSection()
-    score = score_tasks(make_llama(), Renderer(tokenizer), {"t": (task, examples)}, section, "scoring", length=60)["t"]
+    score = score_tasks(make_llama(), Renderer(tokenizer), {"t": EvaluationSet(task, examples)}, section, "scoring", length=60)["t"]
     assert (score.n, score.truncated, score.dropped) == (2, 1, 1)
     with pytest.raises(DataError, match="none of the 1 evaluation examples"):
-        score_tasks(make_llama(), Renderer(tokenizer), {"t": (task, examples[2:])}, section, "scoring", length=60)
+        score_tasks(make_llama(), Renderer(tokenizer), {"t": EvaluationSet(task, examples[2:])}, section, "scoring", length=60)
 
 
 def test_exact_match_compares_final_answers(tokenizer):
@@ -83,7 +84,7 @@ def test_exact_match_compares_final_answers(tokenizer):
     examples = [free_example(prompt, "x", answer.strip()), free_example(prompt, "x", "something else")]
     task = FixedTask("t", "generate", examples)
     section = EvaluationSection(max_new_tokens=4)
-    score = score_tasks(model, renderer, {"t": (task, examples)}, section, "scoring", length=128)["t"]
+    score = score_tasks(model, renderer, {"t": EvaluationSet(task, examples)}, section, "scoring", length=128)["t"]
     assert score.value == 0.5
 
 
@@ -97,7 +98,7 @@ def test_the_first_of_equal_choices_is_picked_and_near_ties_are_counted(tokenize
         model.lm_head.weight.zero_()
     examples = [choice_example(f"question {i}", ["yes", "no"], i % 2) for i in range(6)]
     task = FixedTask("t", "choice", examples)
-    score = score_tasks(model, Renderer(tokenizer), {"t": (task, examples)}, EvaluationSection(), "scoring")["t"]
+    score = score_tasks(model, Renderer(tokenizer), {"t": EvaluationSet(task, examples)}, EvaluationSection(), "scoring")["t"]
     assert (score.value, score.near_ties) == (0.5, 6)
 
 
@@ -109,7 +110,7 @@ def test_a_choice_that_begins_another_does_not_always_win(tokenizer):
         model.lm_head.weight.zero_()
     # All tokens are equally likely. With the end token counted, the shorter choice wins; without it, they would tie.
     task = FixedTask("t", "choice", examples)
-    score = score_tasks(model, renderer, {"t": (task, examples)}, EvaluationSection(), "scoring", length=128)["t"]
+    score = score_tasks(model, renderer, {"t": EvaluationSet(task, examples)}, EvaluationSection(), "scoring", length=128)["t"]
     assert (score.value, score.end_scored) == (0.0, 1)
 
 
@@ -119,10 +120,10 @@ def test_prompts_are_not_truncated_for_generation(tokenizer):
     examples = [free_example("word " * 12, "x", "y")]
     task = FixedTask("t", "generate", examples)
     section = EvaluationSection(max_new_tokens=60)
-    score = score_tasks(model, renderer, {"t": (task, examples)}, section, "scoring")["t"]
+    score = score_tasks(model, renderer, {"t": EvaluationSet(task, examples)}, section, "scoring")["t"]
     assert score.truncated == 0
     with pytest.raises(DataError, match="leaves no room"):
-        score_tasks(model, renderer, {"t": (task, examples)}, EvaluationSection(max_new_tokens=256), "scoring")
+        score_tasks(model, renderer, {"t": EvaluationSet(task, examples)}, EvaluationSection(max_new_tokens=256), "scoring")
 
 
 def test_a_generation_prompt_is_truncated_by_its_own_limit_once(tokenizer):
@@ -136,7 +137,7 @@ def test_a_generation_prompt_is_truncated_by_its_own_limit_once(tokenizer):
         score = score_tasks(
             model,
             renderer,
-            {"t": (task, examples)},
+            {"t": EvaluationSet(task, examples)},
             section,
             "scoring",
             keep=lambda task, answers: kept.append(answers),
@@ -161,7 +162,7 @@ def test_every_assistant_turn_of_a_chat_is_scored(tokenizer):
     example = chat_example(json.dumps(chat))
     model, renderer = make_llama(), ChatRenderer(tokenizer)
     task = FixedTask("t", "loss", [example])
-    score = score_tasks(model, renderer, {"t": (task, [example])}, EvaluationSection(), "scoring", length=128)["t"]
+    score = score_tasks(model, renderer, {"t": EvaluationSet(task, [example])}, EvaluationSection(), "scoring", length=128)["t"]
     assert (score.metric, score.value, score.stderr, score.metrics, score.n) == ("none", None, None, {}, 1)
     ids, loss, tokens = [], 0.0, 0
     for role, text in texts:
@@ -173,7 +174,7 @@ def test_every_assistant_turn_of_a_chat_is_scored(tokenizer):
             tokens += len(turn_ids)
         ids += turn_ids
     assert score.loss == pytest.approx(loss / tokens, rel=1e-4)
-    short = score_tasks(model, renderer, {"t": (task, [example])}, EvaluationSection(), "scoring", length=len(ids) - 1)[
+    short = score_tasks(model, renderer, {"t": EvaluationSet(task, [example])}, EvaluationSection(), "scoring", length=len(ids) - 1)[
         "t"
     ]
     assert (short.n, short.truncated) == (1, 1)
@@ -190,6 +191,6 @@ def test_a_subset_keeps_complete_groups(tmp_path):
         write_jsonl(tmp_path / f"{split}.jsonl", [record])
     recipe = Recipe.load({"model": "nano", "tasks": [{"name": "superglue/multirc", "path": str(tmp_path)}]})
     for limit, kept in ((24, 24), (10, 9), (2, 3)):
-        _, examples = evaluation_sets(recipe, limit)["superglue/multirc"]
+        examples = evaluation_sets(recipe, limit)["superglue/multirc"].examples
         assert len(examples) == kept
         assert all(count == 3 for count in Counter(example["group"] for example in examples).values())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from multilora.evaluation.stops import Row, Stops
+from multilora.evaluation.generation.stops import Row, Stops
 
 PROMPT = [1, 5, 7]
 

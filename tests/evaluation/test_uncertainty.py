@@ -9,14 +9,14 @@ import pytest
 from conftest import REAL_DATA
 
 from multilora.errors import InputError
-from multilora.evaluation.intervals import (
+from multilora.evaluation.statistics.intervals import (
     clustered_stderr,
     indices_of,
     mean_stderr,
     score_interval,
     t_quantile,
 )
-from multilora.evaluation.uncertainty import main_uncertainty, mean_uncertainty
+from multilora.evaluation.statistics.uncertainty import main_uncertainty, mean_uncertainty
 from multilora.example import choice_example, free_example
 from multilora.metrics import METRICS, Metric
 from multilora.metrics.sums import SumMetric
@@ -200,7 +200,7 @@ def test_many_classes_are_deleted_in_groups(monkeypatch):
     examples = [choice_example("q", CB_WORDS, int(r)) for r in references]
     predictions = [CB_WORDS[r if rng.random() < 0.8 else 0] for r in references]
     single = main_uncertainty(superglue("cb"), examples, predictions).stderr
-    monkeypatch.setattr("multilora.evaluation.uncertainty.MOST_SUMS", 1000)
+    monkeypatch.setattr("multilora.evaluation.statistics.uncertainty.MOST_SUMS", 1000)
     assert main_uncertainty(superglue("cb"), examples, predictions).stderr == pytest.approx(single, rel=0.25)
     assert main_uncertainty(superglue("cb"), examples, predictions).stderr != single
 

@@ -19,27 +19,9 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from multilora.analysis.low_rank import layer_factors, singular_values_of_product
 from multilora.errors import AdapterError
 from multilora.methods import FULL
-from multilora.peft_method import MultiLoraLayer
-
-
-def singular_values_of_product(up: Tensor, down: Tensor) -> Tensor:
-    """Compute the singular values of `up @ down`, largest first, without forming the product.
-
-    QR decompositions of both factors reduce it to a k x k core with the same singular values.
-
-    Args:
-        up: [d_out, k]
-        down: [k, d_in]
-
-    Returns:
-        [min(d_out, d_in, k)] in float64
-    """
-    _, upper = torch.linalg.qr(up.detach().double())
-    _, lower = torch.linalg.qr(down.detach().double().T)
-    values: Tensor = torch.linalg.svdvals(upper @ lower.T)
-    return values
 
 
 @dataclass(frozen=True)
@@ -129,25 +111,6 @@ def _has_adapter(module: Any, adapter_name: str) -> bool:
     return any(adapter_name in getattr(module, part, ()) for part in module.adapter_layer_names)
 
 
-def _factors(module: Any, adapter_name: str) -> tuple[Tensor, Tensor] | None:
-    """Return (up [..., d_out, k], down [..., k, d_in]) of a MultiLoRA or plain LoRA layer, None for other layers."""
-    from peft.tuners import lora
-
-    if isinstance(module, MultiLoraLayer):
-        down, up = module.effective_factors(adapter_name)
-        return up, down
-    if not isinstance(module, lora.LoraLayer) or not isinstance(module.lora_A, torch.nn.ModuleDict):
-        return None
-    if adapter_name not in module.lora_A or module.lora_variant:  # an adapted embedding, or DoRA and the like
-        return None
-    if hasattr(module, "get_delta_factors"):  # a stack of experts
-        left, right, factor = module.get_delta_factors(adapter_name)
-        return left * factor, right
-    lora_A: Any = module.lora_A[adapter_name]
-    lora_B: Any = module.lora_B[adapter_name]
-    return lora_B.weight * module.scaling[adapter_name], lora_A.weight
-
-
 def _merged_difference(module: Any, method: str, adapter_name: str) -> Tensor:
     """Return what merging adds to the weight of a layer, in float64; not every method's `get_delta_weight` is that.
 
@@ -217,7 +180,7 @@ def adapter_spectrum(model: Any, method: str, adapter_name: str = "default") -> 
     _check_base_unchanged(model, method, adapter_name)
     matrices: list[MatrixSpectrum] = []
     for name, module in _adapted_layers(model, adapter_name):
-        factors = _factors(module, adapter_name)
+        factors = layer_factors(module, adapter_name)
         if factors is not None:
             matrices += _low_rank_spectra(name, module, *factors)
             continue

@@ -129,8 +129,8 @@ def _show_counts(scores: Mapping[str, Mapping[str, TaskScore]]) -> None:
 def _show_difference(models: Sequence[str], json: bool) -> None:
     from multilora.cli.show import show_json, table
     from multilora.errors import InputError
-    from multilora.evaluation.paired import compare_samples
     from multilora.evaluation.samples import find_samples
+    from multilora.evaluation.statistics.paired import compare_samples
 
     if len(models) != 2:
         raise InputError(f"--diff compares two runs or files of samples, got {len(models)}: {', '.join(models)}")
@@ -143,7 +143,7 @@ def _show_difference(models: Sequence[str], json: bool) -> None:
         low, high = 100 * item.low, 100 * item.high
         rows.append(
             [
-                name,
+                name if item.higher_is_better else f"{name} (lower is better)",
                 f"{item.n:,}",
                 f"{100 * item.difference:+.1f}",
                 f"{low:+.1f} to {high:+.1f}",

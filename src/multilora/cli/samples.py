@@ -11,12 +11,12 @@ from multilora.cli.options import AsJson
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from multilora.evaluation.paired import ComparedSamples
     from multilora.evaluation.samples import Sample
+    from multilora.evaluation.statistics.paired import ComparedSamples
 
 Source = Annotated[str, typer.Argument(metavar="FILE|RUN", help="File of samples, or directory of an evaluated run.")]
 Tasks = Annotated[list[str] | None, typer.Option("--task", metavar="NAME", help="Only this task; repeatable.")]
-Wrong = Annotated[bool, typer.Option("--wrong", help="Only samples with a score below 1.")]
+Wrong = Annotated[bool, typer.Option("--wrong", help="Only samples that are not entirely right.")]
 Flipped = Annotated[
     str | None,
     typer.Option(
@@ -41,8 +41,8 @@ def samples(
     from dataclasses import asdict
 
     from multilora.cli.show import console, show_json
-    from multilora.evaluation.paired import compare_samples, matching_samples
     from multilora.evaluation.samples import find_other_samples, find_samples, read_samples
+    from multilora.evaluation.statistics.paired import compare_samples, matching_samples
 
     path = find_samples(source, model)
     rows = read_samples(path, task)
@@ -56,7 +56,7 @@ def samples(
     shown = [
         (old, new)
         for old, new in zip(before, rows, strict=True)
-        if not wrong or (new.item_score is not None and new.item_score < 1)
+        if not wrong or new.is_wrong
     ]
     if json:
         show_json([asdict(new) for _, new in shown[:limit]])
@@ -75,7 +75,7 @@ def _show_comparison(comparison: ComparedSamples) -> None:
     columns = ["task", "n", "difference", "95 % interval", "p", "better", "worse"]
     rows = [
         [
-            name,
+            name if task.higher_is_better else f"{name} (lower is better)",
             f"{task.n:,}",
             f"{100 * task.difference:+.1f}",
             f"{100 * task.low:+.1f} to {100 * task.high:+.1f}",
@@ -119,7 +119,7 @@ def _show_sample(out: Console, before: Sample | None, sample: Sample) -> None:
         line("other", f"{before.answer}  ({score(before)})")
     if sample.prediction != sample.answer:
         line("generated", sample.prediction)
-    style = "" if sample.item_score is None else "green" if sample.item_score >= 1 else "red"
+    style = "" if sample.item_score is None else "red" if sample.is_wrong else "green"
     line("answer", f"{sample.answer}  ({score(sample)}{', truncated' if sample.truncated else ''})", style)
 
 

@@ -28,6 +28,7 @@ from multilora.errors import DataError, RecipeError, RunDirectoryError
 from multilora.progress import progress
 from multilora.recipe import Recipe
 from multilora.tasks.make import make_task
+from multilora.tasks.splits import load_split
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -183,7 +184,7 @@ def _tokenize_all(recipe: Recipe, renderer: Renderer, options: TokenizeOptions) 
             advance(0, note=section.name)
             try:
                 task = make_task(section)
-                examples = task.load("train")
+                examples = load_split(task, "train", recipe.evaluation.validation_share)
                 if section.max_examples is not None and section.max_examples < len(examples):
                     # A random subset, since sources are often sorted; the seed keeps it fixed.
                     rng = mixture.generator(recipe.mixture.seed, "subset", section.name)

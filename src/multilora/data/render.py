@@ -98,7 +98,24 @@ class Renderer:
         if self.has_chat_template:
             return self._chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
         plain = PLAIN_TEMPLATES[self.template]
-        return plain.before + prompt + plain.after
+        return plain.before + prompt.removesuffix(plain.after) + plain.after  # some prompts end with `Answer:` too
+
+    def with_shots(self, shots: Sequence[tuple[str, str]], prompt: str) -> str:
+        """Return a prompt that begins with solved examples, for few-shot evaluation.
+
+        A plain template is repeated for each example. With a chat template, all are in the same turn of the user.
+
+        Args:
+            shots: prompt and response of each example
+            prompt: the question that follows them
+        """
+        if self.has_chat_template:
+            texts = [question + (" " if question.endswith(":") else "\n") + answer for question, answer in shots]
+            return "\n\n".join([*texts, prompt])
+        plain = PLAIN_TEMPLATES[self.template]
+        frame = f"\n\n{plain.before}"
+        texts = [question.removesuffix(plain.after) + plain.after + plain.head + answer for question, answer in shots]
+        return frame.join([*texts, prompt])
 
     def check_text(self, text: str) -> None:
         """Refuse text of the data that the tokenizer would read as a control token.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # Part of every cache key: increase it whenever the same example would get different tokens.
-VERSION = 3
+VERSION = 4
 COMPLETE, TRUNCATED, CUT = 0, 1, 2
 DEFAULT_MAX_LENGTH = 1024
 

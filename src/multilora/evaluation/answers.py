@@ -10,11 +10,13 @@ import torch
 
 from multilora.data.render import Renderer
 from multilora.errors import DataError
-from multilora.evaluation.choices import is_near_tie, most_likely
-from multilora.evaluation.generation import generate
-from multilora.evaluation.likelihoods import score_requests
+from multilora.evaluation.choices import choice_scores, is_near_tie, lengths, most_likely
+from multilora.evaluation.evaluation_set import EvaluationSet
+from multilora.evaluation.generation.generate import generate
 from multilora.evaluation.questions import Question, questions_of
+from multilora.evaluation.requests import Request
 from multilora.evaluation.samples import Sample
+from multilora.evaluation.scoring.likelihoods import score_requests
 from multilora.example import Example, references_of
 from multilora.loss.output_head import base_of
 from multilora.progress import Advance
@@ -51,8 +53,7 @@ class Answers:
 def answer(
     model: Any,
     renderer: Renderer,
-    task: Task,
-    examples: Sequence[Example],
+    items: EvaluationSet,
     section: EvaluationSection,
     length: int,
     advance: Advance,
@@ -62,8 +63,7 @@ def answer(
     Args:
         model: a causal language model in eval mode
         renderer: of the base's tokenizer
-        task: of the examples
-        examples: to be answered
+        items: the examples to be answered
         section: sets the size of batches and the maximum response length
         length: maximum tokens per sequence; longer prompts are truncated on the left
         advance: called with the number of finished examples
@@ -71,23 +71,29 @@ def answer(
     Raises:
         DataError: no example fits.
     """
-    generates = task.kind == "generate"
+    task, generates = items.task, items.task.kind == "generate"
     questions = questions_of(
         renderer,
-        examples,
+        items,
         length,
         answers=task.kind != "loss",
         new_tokens=section.max_new_tokens if generates else 0,
     )
-    advance(len(examples) - len(questions))
+    advance(len(items.examples) - len(questions))
     if not questions:
         raise DataError(
-            f"task {task.name!r}: none of the {len(examples)} evaluation examples has a response that fits into "
+            f"task {task.name!r}: none of the {len(items.examples)} evaluation examples has a response that fits into "
             f"{length} tokens; the model cannot answer them"
         )
     requests = [request for question in questions for request in (*question.reference, *question.choices)]
+    alone: list[Request] = []
+    if task.section.choice_score == "mutual_information":
+        empty = renderer.prefix_ids("")
+        alone = [Request(empty, request.continuation) for question in questions for request in question.choices]
+    requests += alone
     scoring = _Part(advance, len(questions) / len(requests) * (0.5 if generates else 1.0))
-    scored = iter(score_requests(model, requests, batch_tokens=section.batch_tokens, advance=scoring))
+    results = score_requests(model, requests, batch_tokens=section.batch_tokens, advance=scoring)
+    scored, unconditional = iter(results), iter(results[len(results) - len(alone) :])
     nats, tokens, choice_sums = 0.0, 0, []
     for question in questions:
         for request in question.reference:
@@ -98,12 +104,14 @@ def answer(
     near_ties = unfinished = 0
     writing: _Part | None = None
     if task.kind == "choice":
-        dtype = _dtype(model)
-        near_ties = sum(is_near_tie(sums, dtype) for sums in choice_sums)
-        predictions = [
-            question.example["choices"][most_likely(sums)]
-            for question, sums in zip(questions, choice_sums, strict=True)
-        ]
+        dtype, kind = _dtype(model), task.section.choice_score
+        for question, sums in zip(questions, choice_sums, strict=True):
+            texts = question.example["choices"]
+            counts = [len(request.continuation) for request in question.choices]
+            without = [next(unconditional).total for _ in texts] if alone else []
+            scores = choice_scores(kind, sums, texts, counts, without)
+            near_ties += is_near_tie(scores, dtype, lengths(kind, texts, counts))
+            predictions.append(texts[most_likely(scores)])
     elif generates:
         generations = generate(
             model,
@@ -168,6 +176,7 @@ def samples_of(task: Task, renderer: Renderer, answers: Answers, model: str) -> 
                 cluster=task.cluster_of(example),
                 truncated=question.truncated,
                 model=model,
+                higher_is_better=metric is None or metric[1].higher_is_better,
             )
         )
     return samples

@@ -10,6 +10,7 @@ from typing import Any
 from multilora.data.render import Renderer
 from multilora.data.tokenize import fit
 from multilora.errors import DataError
+from multilora.evaluation.evaluation_set import EvaluationSet
 from multilora.evaluation.requests import Request
 from multilora.example import Example
 
@@ -24,6 +25,7 @@ class Question:
     prompt: what a response is generated after
     end_scored: whether the end tokens of the choices are scored too, because a choice begins another
     truncated: whether the prompt lost its start
+    fewer_shots: whether the prompt has fewer shots than it should, because all of them do not fit
     """
 
     example: Example
@@ -33,6 +35,7 @@ class Question:
     prompt: list[int] = field(default_factory=list)
     end_scored: bool = False
     truncated: bool = False
+    fewer_shots: bool = False
 
 
 def one_begins_another(choices: Sequence[list[int]]) -> bool:
@@ -41,14 +44,15 @@ def one_begins_another(choices: Sequence[list[int]]) -> bool:
 
 
 def questions_of(
-    renderer: Renderer, examples: Sequence[Example], length: int, *, answers: bool, new_tokens: int = 0
+    renderer: Renderer, items: EvaluationSet, length: int, *, answers: bool, new_tokens: int = 0
 ) -> list[Question]:
     """Tokenize examples; those with a response that does not fit are left out.
 
     Args:
         renderer: of the base's tokenizer
-        examples: to be evaluated
-        length: maximum tokens per sequence; longer prompts are truncated on the left
+        items: the examples to be evaluated
+        length: maximum tokens per sequence; longer prompts lose shots, the last one first, and are then truncated on
+            the left
         answers: whether the model answers; else only the reference is scored
         new_tokens: tokens to leave room for in the prompts of generated responses
 
@@ -56,34 +60,44 @@ def questions_of(
         DataError: `new_tokens` leaves no room for a prompt.
     """
     questions = []
-    for index, example in enumerate(examples):
-        make = _chat_question if example["messages"] else _text_question
-        question = make(renderer, example, index, length, answers, new_tokens)
+    for index, example in enumerate(items.examples):
+        if example["messages"]:
+            question = _chat_question(renderer, example, index, length)
+        else:
+            question = _text_question(renderer, items, index, length, answers, new_tokens)
         if question is not None:
             questions.append(question)
     return questions
 
 
 def _text_question(
-    renderer: Renderer, example: Example, index: int, length: int, answers: bool, new_tokens: int
+    renderer: Renderer, items: EvaluationSet, index: int, length: int, answers: bool, new_tokens: int
 ) -> Question | None:
+    example = items.examples[index]
     bos, closing = renderer.tokenizer.bos_token_id, renderer.closing_ids()
-    prefix = renderer.prefix_ids(example["prompt"])
     response = renderer.response_ids(example["response"]) + closing
     texts = [renderer.response_ids(choice) for choice in example["choices"]] if answers else []
     longest = max([response, *(text + closing for text in texts)], key=len)
+    generates = answers and not texts
+    room = length - (max(new_tokens, len(longest)) if generates else len(longest))
+    shots = items.shot_count
+    prefix = renderer.prefix_ids(items.prompt_of(renderer, example, shots))
+    while shots and len(prefix) > room:
+        shots -= 1
+        prefix = renderer.prefix_ids(items.prompt_of(renderer, example, shots))
     context = fit(prefix, longest, length, bos)
     if context is None:
         return None
-    end_scored = one_begins_another(texts)
     prompt: list[int] = []
-    if answers and not texts:
+    if generates:
         fitted = fit(prefix, [], length - new_tokens, bos)
         if fitted is None:
             raise DataError(
                 f"evaluation.max_new_tokens: {new_tokens} leaves no room for a prompt in {length} tokens; reduce it"
             )
         prompt = fitted
+    # Divided by a length, or compared with its own probability, a choice can be less likely than one that it begins.
+    end_scored = items.task.section.choice_score == "sum" and one_begins_another(texts)
     return Question(
         example,
         index,
@@ -92,12 +106,11 @@ def _text_question(
         prompt,
         end_scored,
         truncated=len(context) < len(prefix) or (bool(prompt) and len(prompt) < len(prefix)),
+        fewer_shots=shots < items.shot_count,
     )
 
 
-def _chat_question(
-    renderer: Renderer, example: Example, index: int, length: int, answers: bool, new_tokens: int
-) -> Question | None:
+def _chat_question(renderer: Renderer, example: Example, index: int, length: int) -> Question | None:
     """Chats are scored by the loss of all their assistant turns."""
     bos = renderer.tokenizer.bos_token_id
     requests, truncated = [], False

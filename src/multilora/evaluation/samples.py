@@ -14,7 +14,7 @@ from multilora.files import atomic_file
 if TYPE_CHECKING:
     import pyarrow
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SAMPLES_FOLDER = "samples"
 _VERSION_KEY = b"multilora_samples"
 # Rows are written in batches, so that their texts need not be in memory twice.
@@ -40,6 +40,7 @@ class Sample:
     cluster: see `Task.cluster_of`
     truncated: whether the prompt was truncated
     model: label of the model, such as `base`
+    higher_is_better: False if the score is an error rate
     """
 
     task: str
@@ -57,6 +58,7 @@ class Sample:
     cluster: str = ""
     truncated: bool = False
     model: str = ""
+    higher_is_better: bool = True
 
     @property
     def item_score(self) -> float | None:
@@ -64,6 +66,12 @@ class Sample:
         if self.score is not None or not self.choices or not self.prediction:
             return self.score
         return float(self.prediction in self.references)
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the answer has a score, and not the best possible one."""
+        best = 1.0 if self.higher_is_better else 0.0
+        return self.item_score is not None and self.item_score != best
 
     @property
     def prompt_hash(self) -> str:
@@ -92,6 +100,7 @@ def samples_schema() -> pyarrow.Schema:
         "cluster": text,
         "truncated": pa.bool_(),
         "model": text,
+        "higher_is_better": pa.bool_(),
     }
     return pa.schema(
         [pa.field(name, kind, nullable=name == "score") for name, kind in columns.items()],

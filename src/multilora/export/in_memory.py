@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Container
+from collections.abc import Collection
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from multilora.errors import RunError
+from multilora.export.factors import base_key
 from multilora.export.prompts import random_prompts
-from multilora.export.verify import Verification, compare, prompt_logits, tolerance_of
-from multilora.modeling import max_positions
+from multilora.export.proof_compare import compare, tolerance_of
+from multilora.export.proof_outputs import outputs_of
+from multilora.export.proof_result import Proof
+from multilora.modeling import max_positions, uses_flash_attention
 from multilora.peft_method import MultiLoraLayer
 
 logger = logging.getLogger(__name__)
@@ -25,18 +29,18 @@ NOT_EQUAL = "The files load as another adapter. Export the run with --to merged,
 
 
 def verify_in_memory(
-    model: PeftModel, folder: Path, adapter_name: str, saved_names: Container[str]
-) -> Verification | None:
+    model: PeftModel, folder: Path, adapter_name: str, saved_names: Collection[str]
+) -> Proof | None:
     """Compare a LoRA in a folder with the MultiLoRA adapter of a model, on random tokens in the model's precision.
 
     Args:
         model: unchanged afterwards
         folder: with the exported adapter
         adapter_name: of the adapter
-        saved_names: names of the exported tensors
+        saved_names: names of the exported tensors, in the checkpoint or in the base
 
     Returns:
-        the verification, or None if the base is not a transformers model that reads tokens
+        the proof, or None if the base is not a transformers model that reads tokens
 
     Raises:
         RunError: they differ.
@@ -49,14 +53,18 @@ def verify_in_memory(
     tolerance = tolerance_of(base)
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        original = _copy(model)
+        original = shared_copy(model)
         original.base_model.enable_adapter_layers()
         original.set_adapter(adapter_name)
         # Before the first call of either, because PEFT reads the state of the base when it loads an adapter, and
         # bitsandbytes then undoes its repacking for the CPU, with a loss of precision.
-        lora = load_lora(_bare_base(original, saved_names), folder)
-        reference = prompt_logits(original, prompts)
-        return compare(prompt_logits(lora, prompts), reference, prompts, tolerance, NOT_EQUAL)
+        lora = load_lora(bare_base(original, saved_names), folder)
+        for item in (original, lora):
+            if uses_flash_attention(item):
+                item.set_attn_implementation("eager")  # flash attention supports neither float32 nor the CPU
+        reference = outputs_of(original, prompts)
+        reader = f"PEFT {version('peft')}, on the base in memory"
+        return compare(outputs_of(lora, prompts), reference, prompts, tolerance, NOT_EQUAL, reader)
     finally:
         for parameter, required in trainable:
             parameter.requires_grad_(required)
@@ -77,17 +85,24 @@ def load_lora(base: Any, folder: Path) -> PeftModel:
         ) from error
 
 
-def _copy(model: PeftModel) -> PeftModel:
+def shared_copy(model: PeftModel) -> PeftModel:
     """Return a copy that shares the parameters, except for quantized ones, which change when they are used."""
     quantized = {id(parameter) for layer in _quantized_layers(model) for parameter in layer.parameters()}
     return copy.deepcopy(model, {id(item): item for item in model.parameters() if id(item) not in quantized})
 
 
-def _bare_base(model: PeftModel, overwritten: Container[str]) -> Any:
-    """Return a copy of the base without adapters. It shares the parameters, except for those named in `overwritten`,
-    and the quantized layers."""
+def bare_base(model: PeftModel, overwritten: Collection[str]) -> Any:
+    """Return a copy of the base without adapters.
+
+    It shares the quantized layers, and the parameters except for those that loading an adapter overwrites.
+
+    Args:
+        model: unchanged
+        overwritten: names of the adapter's tensors, in the checkpoint or in the base
+    """
+    keys = {base_key(name) for name in overwritten}
     named = list(model.named_parameters(remove_duplicate=False))
-    copied = {id(parameter) for name, parameter in named if name in overwritten}
+    copied = {id(parameter) for name, parameter in named if base_key(name) in keys}
     shared: dict[int, Any] = {id(parameter): parameter for _, parameter in named if id(parameter) not in copied}
     twin = copy.deepcopy(model, shared | {id(layer): layer for layer in _quantized_layers(model)})
     for module in twin.modules():

@@ -16,9 +16,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 import multilora
 from multilora.errors import InputError, nearest
-from multilora.evaluation.generation import generate
-from multilora.evaluation.likelihoods import score_requests
+from multilora.evaluation.generation.generate import generate
 from multilora.evaluation.requests import Request, Scored
+from multilora.evaluation.scoring.likelihoods import score_requests
 from multilora.harness.load import ModelArguments
 from multilora.progress import progress
 

@@ -140,6 +140,6 @@ def examples(split: Split, count: int, seed: int) -> list[Example]:
         choices.insert(correct, town)
         question = rng.choice(_QUESTIONS[relation]).format(who=person.name)
         prompt = f"{question} {rng.choice(_OFFERS).format(towns=', '.join(choices))}"
-        return split, choice_example(prompt, choices, correct)
+        return split, choice_example(prompt, choices, correct, group=person.name)
 
     return draw("knowledge", split, count, seed, propose)

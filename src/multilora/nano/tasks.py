@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from multilora.example import Split, to_dataset
+from multilora.example import Example, Split, to_dataset
 from multilora.recipe.schema import TaskSection
 from multilora.tasks.base import Kind, Task
 
@@ -34,6 +34,10 @@ class NanoTask(Task):
         module = importlib.import_module(f"multilora.nano.{self.family}")
         count = self.train_count if split == "train" else self.eval_count
         return to_dataset(module.examples(split, count, seed=0))
+
+    def cluster_of(self, example: Example) -> str:
+        """The person that a question of `knowledge` is about; the examples of the other families are independent."""
+        return example["group"]
 
     def final_answer(self, text: str) -> str:
         """Return the text after "The answer is" for arithmetic, and the full text for the other families."""

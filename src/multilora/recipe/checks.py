@@ -75,6 +75,18 @@ def _check_evaluation(recipe: RecipeSchema) -> Iterator[str]:
                 f"tasks.{index} ({name}): evaluation.best_by uses this name for the "
                 f"{'mean over' if name == 'macro' else 'lowest score of'} all tasks; give the task another name"
             )
+    if section.split == "validation" and section.validation_share is None:
+        yield "evaluation.split: there is no validation split; set evaluation.validation_share (try 0.1)"
+    if section.protocol == "harness":
+        if section.split == "validation":
+            yield "evaluation.split: lm-eval has no validation split; set it to eval, or evaluation.protocol to ours"
+    else:
+        for index, task in enumerate(recipe.tasks):
+            if task.harness_task is not None:
+                yield (
+                    f"tasks.{index} ({task.name}): harness_task: {task.harness_task!r} has no effect with "
+                    f"evaluation.protocol `{section.protocol}`; set it to `harness`"
+                )
     if section.every is None:
         for key, unset in (("keep", "last"), ("patience", None)):
             if getattr(section, key) != unset:

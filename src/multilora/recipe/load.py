@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -53,7 +53,7 @@ class Recipe(RecipeSchema):
         try:
             recipe = cls.model_validate(values)
         except ValidationError as error:
-            problems += [_describe(cls, item) for item in error.errors()]
+            problems += [describe_problem(cls, item) for item in error.errors()]
             problems += check_sections(values)
             raise RecipeError(problems, label) from None
         folder = Path(source).parent if isinstance(source, str | Path) else Path()
@@ -79,7 +79,7 @@ class Recipe(RecipeSchema):
         elif isinstance(source, Mapping):
             values = _copy(source)
         elif isinstance(source, str | Path):
-            values = _read_yaml(Path(source))
+            values = read_yaml(Path(source))
         else:
             raise RecipeError([f"is {type(source).__name__}, expected a path, a mapping or a Recipe"])
         if isinstance(overrides, str):
@@ -94,13 +94,13 @@ class Recipe(RecipeSchema):
         Raises:
             RecipeError: the file cannot be read, or is damaged.
         """
-        values = _read_yaml(path)
+        values = read_yaml(path)
         if "output_dir" not in values:  # the last key that a run writes
             raise RecipeError(["output_dir: missing, so the end of the file is lost"], str(path))
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise RecipeError([_describe(cls, item) for item in error.errors()], str(path)) from None
+            raise RecipeError([describe_problem(cls, item) for item in error.errors()], str(path)) from None
 
     def _with_references_in(self, folder: Path) -> Recipe:
         """The recipe with absolute references to the Python tasks and metrics that are in `folder`."""
@@ -142,26 +142,35 @@ def _copy(source: Mapping[str, Any]) -> dict[str, Any]:
         raise RecipeError([f"has a value that is not plain data ({error}); use text, numbers and lists"]) from error
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, kind: str = "recipe", keys: str = "`model:` and `tasks:`") -> Any:
+    """Read a file with a mapping.
+
+    Args:
+        path: of the file
+        kind, keys: what the file is expected to be and to contain, for errors
+
+    Raises:
+        RecipeError: the file cannot be read, or holds something else.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe or a device could wait forever
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
-            raise RecipeError([f"cannot be read (it is {kind}); give the path of a YAML recipe"], str(path))
+            found = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+            raise RecipeError([f"cannot be read (it is {found}); give the path of a YAML {kind}"], str(path))
         if status.st_size > MAX_BYTES:
-            raise RecipeError([f"has {status.st_size:,} bytes, expected a YAML recipe (a few KB)"], str(path))
+            raise RecipeError([f"has {status.st_size:,} bytes, expected a YAML {kind} (a few KB)"], str(path))
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         if isinstance(error, RecipeError):
             raise
-        raise RecipeError([f"cannot be read ({error}); give the path of a YAML recipe"], str(path)) from None
+        raise RecipeError([f"cannot be read ({error}); give the path of a YAML {kind}"], str(path)) from None
     try:
         values = parse_yaml(text)
     except ValueError as error:
         raise RecipeError([f"is not YAML: {error}"], str(path)) from None
     if not isinstance(values, dict):
         shown = "empty" if values is None else type(values).__name__
-        raise RecipeError([f"is {shown}, expected keys such as `model:` and `tasks:`"], str(path))
+        raise RecipeError([f"is {shown}, expected keys such as {keys}"], str(path))
     return values
 
 
@@ -215,8 +224,8 @@ def _apply_override(values: Any, override: str) -> str | None:
     return None
 
 
-def _describe(root: type[BaseModel], error: Any) -> str:
-    """Describe a pydantic error in one line."""
+def describe_problem(root: type[BaseModel], error: Any) -> str:
+    """Describe a pydantic error of a model in one line."""
     location = list(error["loc"])
     path = ".".join(str(part) for part in location)
     kind = error["type"]
@@ -234,11 +243,12 @@ def _describe(root: type[BaseModel], error: Any) -> str:
 
 
 def _fields_at(root: type[BaseModel], location: list[Any]) -> list[str]:
+    """The keys of the section at a location; items of lists and values of mappings are sections too."""
     model: type[BaseModel] = root
     for part in location:
-        if isinstance(part, int):
+        if part not in model.model_fields:  # the index of an item, or the key of a mapping
             continue
         annotation = model.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        candidates = [annotation, *get_args(annotation)]
         model = next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
     return list(model.model_fields)

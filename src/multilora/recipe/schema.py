@@ -126,12 +126,17 @@ class TaskSection(Section):
         None, description="own data: Jinja2 template of the correct choice's index (from 0), letter or text"
     )
     choices: list[str] | str | None = Field(
-        None,
-        description="own data: the possible responses; with `question`, the name of a list field or one template each",
+        None, description="own data: the possible responses; one template each, or the name of a list field"
     )
     metric: str | None = Field(
         None,
         description="own data: a metric of the table in docs/add_a_metric.md, module:function, or none (loss only)",
+    )
+    choice_score: Literal["sum", "per_character", "per_byte", "per_token", "mutual_information"] = Field(
+        "sum", description="what picks a choice: its log-probability, that per unit of length, or less that alone"
+    )
+    harness_task: str | None = Field(
+        None, min_length=1, description="lm-eval's task on this data, with `evaluation.protocol: harness`"
     )
 
     @field_validator("choices", mode="before")
@@ -224,6 +229,12 @@ class LossSection(Section):
 class EvaluationSection(Section):
     """How a run is scored."""
 
+    protocol: Literal["ours", "harness"] = Field(
+        "ours", description="prompts and metrics of this package, or of lm-eval where it has the task"
+    )
+    shots: int | None = Field(
+        None, ge=0, description="examples before each question; by default 0, or those of lm-eval's task"
+    )
     max_examples: int = Field(500, ge=1, description="evaluation examples per task")
     batch_tokens: int | None = Field(
         None, ge=1, description="tokens per forward pass; by default, what suits the device"
@@ -233,6 +244,10 @@ class EvaluationSection(Section):
         None, ge=1, description="evaluate every this many optimizer steps during training; by default, never"
     )
     max_examples_during: int = Field(100, ge=1, description="evaluation examples per task during training")
+    split: Literal["eval", "validation"] = Field("eval", description="the examples on which a run is scored")
+    validation_share: float | None = Field(
+        None, gt=0, lt=1, description="share of the training examples set aside for validation; by default, none"
+    )
     best_by: str = Field("macro", description="how evaluations are compared: macro, worst, or the name of a task")
     keep: Literal["last", "best"] = Field("last", description="which weights the run ends with")
     patience: int | None = Field(None, ge=1, description="stop after this many evaluations without an improvement")

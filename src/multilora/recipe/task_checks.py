@@ -34,6 +34,8 @@ def check_task(index: int, section: TaskSection) -> Iterator[str]:
     """Check a task; yields the problems."""
     where = f"tasks.{index} ({section.name})"
     yield from _check_paths(where, section)
+    if section.harness_task is not None and (section.task is not None or not built_in(section.name)):
+        yield f"{where}: harness_task: lm-eval reads the data of built-in tasks only; leave it out"
     if section.task is not None:
         yield from _check_python_task(where, section)
     elif section.options:
@@ -148,11 +150,6 @@ def _check_form(where: str, section: TaskSection, form: str) -> Iterator[str]:
         if metric not in (None, "none"):
             yield f"{where}: metric {metric}: chats are scored by their loss; leave metric out or set it to none"
         return
-    if form == "text" and isinstance(choices, str):
-        yield (
-            f"{where}: choices {choices!r} names a field, which needs question and answer; with prompt and response, "
-            "list the possible responses"
-        )
     if form == "text" and isinstance(choices, list):
         repeated = sorted({choice for choice in choices if choices.count(choice) > 1})
         if repeated:

@@ -6,7 +6,7 @@ Scores are found by content: of the model's files, the evaluation examples, the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -19,14 +19,13 @@ from multilora.recipe import Recipe
 from multilora.runs.candidate import Candidate
 
 if TYPE_CHECKING:
-    from multilora.example import Example
-    from multilora.tasks.base import Task
+    from multilora.evaluation.evaluation_set import EvaluationSet
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft")
 SCORES_FILE, SAMPLES_FILE = "scores.json", "samples.parquet"
 
 
-def scores_key(model: Candidate, recipe: Recipe, sets: Mapping[str, tuple[Task, Sequence[Example]]]) -> str | None:
+def scores_key(model: Candidate, recipe: Recipe, sets: Mapping[str, EvaluationSet]) -> str | None:
     """Return the key of a model's scores; None if they cannot be cached.
 
     They are not cached for models on the hub, and for tasks and metrics in Python, which can change.
@@ -38,12 +37,14 @@ def scores_key(model: Candidate, recipe: Recipe, sets: Mapping[str, tuple[Task, 
     if not model.is_plain or in_python or not folder.is_dir():
         return None
     files = {path.name: content_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    examples = {name: [task.kind, cache_key(list(items))] for name, (task, items) in sets.items()}
+    examples = {
+        name: [items.task.kind, cache_key(list(items.examples), dict(items.shots))] for name, items in sets.items()
+    }
     return cache_key(
         files,
         model.base.model_dump(exclude={"name_or_path"}),
         examples,
-        [section.model_dump(include={"name", "metric"}) for section in recipe.tasks],
+        [section.model_dump(include={"name", "metric", "choice_score", "harness_task"}) for section in recipe.tasks],
         recipe.data.model_dump(include={"template", "special_tokens"}),
         recipe.evaluation.max_new_tokens,
         [version(name) for name in PACKAGES],

@@ -61,7 +61,7 @@ def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evalu
     # The base is loaded on its own: with a disabled adapter, it would keep trained biases.
     base = Candidate(BASE_LABEL, recipe.model)
     trained = Candidate(RUN_LABEL, recipe.model, run=run)
-    scores = _score([trained, base], recipe, run.path / "samples")  # damaged weights are found out first
+    scores = score_candidates([trained, base], recipe, run.path / "samples")  # damaged weights are found out first
     evaluation = Evaluation(scores[BASE_LABEL], scores[RUN_LABEL], weights_of_step)
     if is_main_process():
         write_json(run.path / "eval.json", evaluation.as_dict())
@@ -98,7 +98,7 @@ def evaluate_models(
     labels = [item.label for item in candidates]
     if not candidates or len(set(labels)) < len(labels):
         raise InputError(f"models are {labels}, expected at least one, and none twice")
-    return _score(
+    return score_candidates(
         candidates, _limited(_tasks_of(candidates, tasks), max_examples), None if samples is None else Path(samples)
     )
 
@@ -127,8 +127,17 @@ def _limited(recipe: Recipe, max_examples: int | None) -> Recipe:
     return recipe.model_copy(update={"evaluation": section})
 
 
-def _score(candidates: Sequence[Candidate], recipe: Recipe, samples: Path | None) -> dict[str, Scores]:
-    """Score models one after the other, so that only one is in memory."""
+def score_candidates(candidates: Sequence[Candidate], recipe: Recipe, samples: Path | None) -> dict[str, Scores]:
+    """Score models one after the other, so that only one is in memory.
+
+    Args:
+        candidates: with different labels
+        recipe: its tasks, data and evaluation sections are used
+        samples: folder for one file of samples per model, named after its label; None for none
+
+    Returns:
+        label -> task -> score
+    """
     # These import torch, which takes seconds: models and tasks are checked before.
     from accelerate.utils import broadcast_object_list
 

@@ -16,6 +16,10 @@ from multilora.errors import RunDirectoryError
 LOCK_FILE = ".lock"
 
 
+class LockHeldError(RunDirectoryError):
+    """Another process holds the lock."""
+
+
 class RunLock:
     """An exclusive lock on a run directory, held while the block runs. The system releases it if the process dies.
 
@@ -26,7 +30,8 @@ class RunLock:
         active: False in all processes of a launch but the main one, where nothing is locked
 
     Raises:
-        RunDirectoryError: another process holds the lock (names its pid and host), or the directory cannot be written.
+        LockHeldError: another process holds the lock (names its pid and host).
+        RunDirectoryError: the directory cannot be written.
     """
 
     def __init__(self, path: Path, *, active: bool = True) -> None:
@@ -68,7 +73,7 @@ class RunLock:
                 os.close(descriptor)
                 if not isinstance(error, BlockingIOError):
                     raise
-                raise RunDirectoryError(
+                raise LockHeldError(
                     f"{self.path}: another process is writing this run ({_holder(file)}); wait for it, stop it, or "
                     "choose another output_dir"
                 ) from None

@@ -8,17 +8,21 @@ from multilora.errors import RunDirectoryError, changes
 from multilora.recipe import Recipe
 from multilora.runs.extend import MIXTURE_LENGTH, TRAINING_LENGTH
 
-# Keys that do not change the training but only adapt it to another folder, machine or tracker, or make it longer.
-MAY_DIFFER: dict[str, Any] = {
+# Keys that do not change the training but only adapt it to another folder, machine or tracker.
+WITHOUT_EFFECT: dict[str, Any] = {
     "output_dir": True,
     "data": {"num_proc"},
-    "evaluation": {"batch_tokens", "max_examples"},
-    "mixture": MIXTURE_LENGTH,
-    "training": TRAINING_LENGTH
-    | {"report_to", "run_name", "project", "trackio_space_id", "log_level", "log_level_replica"}
+    "evaluation": {"batch_tokens", "max_examples", "protocol", "split"},
+    "training": {"report_to", "run_name", "project", "trackio_space_id", "log_level", "log_level_replica"}
     | {"logging_steps", "logging_strategy", "logging_first_step", "save_steps", "save_total_limit"}
     | {"dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_pin_memory"}
     | {"ddp_timeout"},
+}
+# A resumed run may also be longer.
+MAY_DIFFER = {
+    **WITHOUT_EFFECT,
+    "mixture": MIXTURE_LENGTH,
+    "training": WITHOUT_EFFECT["training"] | TRAINING_LENGTH,
 }
 
 

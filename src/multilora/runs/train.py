@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback
 from multilora.data.plan import Plan
 from multilora.data.probe import check_packing
 from multilora.data.saved_plan import SavedPlan
-from multilora.errors import InputError, RunError
+from multilora.errors import InputError, RunError, StoppedError
 from multilora.evaluation.score import evaluation_sets, score_tasks
 from multilora.files import atomic_folder
 from multilora.foreign_errors import as_own_error, is_full_disk, own_errors
@@ -138,7 +138,7 @@ def run_prepared(
         evaluations = _evaluate_during(prepared, path, first_step, trainer)
         _fit(trainer, path, checkpoint)
     if stop.received and trainer.state.global_step < plan_.steps:
-        raise RunError(f"stopped by {stop.received} after step {trainer.state.global_step}\n{_how_to_resume(path)}")
+        raise StoppedError(f"stopped by {stop.received} after step {trainer.state.global_step}\n{_how_to_resume(path)}")
     _check_taken_steps(trainer, path)
     keep_best = recipe.evaluation.keep == "best"
     best = evaluations if keep_best and evaluations and evaluations.best else None
@@ -190,7 +190,7 @@ def _evaluate_during(
     section = prepared.recipe.evaluation
     if section.every is None:
         return None
-    sets = evaluation_sets(prepared.recipe, section.max_examples_during)
+    sets = evaluation_sets(_on_validation(prepared.recipe), section.max_examples_during)
     plan_, model = prepared.plan, prepared.model
     log = EvaluationLog(path, first_step)
 
@@ -199,6 +199,13 @@ def _evaluate_during(
 
     trainer.add_callback(EvaluateDuringTraining(section, score, log, trainer))
     return log
+
+
+def _on_validation(recipe: Recipe) -> Recipe:
+    """The recipe whose evaluations use the validation split, if there is one: weights are chosen by them."""
+    if recipe.evaluation.validation_share is None:
+        return recipe
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"split": "validation"})})
 
 
 def _fit(trainer: MultiTaskTrainer, path: Path, checkpoint: Path | None) -> None:

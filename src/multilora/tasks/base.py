@@ -54,7 +54,7 @@ class Task(ABC):
         section: the task's section of the recipe
 
     Raises:
-        DataError: the metric in the recipe does not score this kind of answer.
+        DataError: the metric or `choice_score` in the recipe does not score this kind of answer.
     """
 
     kind: Kind = "generate"
@@ -66,6 +66,10 @@ class Task(ABC):
         self.name = section.name
         self.section = section
         self.dropped: dict[str, int] = {}
+        if section.choice_score != "sum" and self.kind != "choice":
+            raise DataError(
+                f"task {self.name!r}: choice_score is {section.choice_score}, and this task has no choices; leave it out"
+            )
         self._metrics = self._resolve_metrics()
 
     @abstractmethod
@@ -100,10 +104,28 @@ class Task(ABC):
     def cluster_of(self, example: Example) -> str:
         """The name of the cluster of examples that are not independent, such as questions about one passage.
 
-        Standard errors count clusters, see `multilora.evaluation.uncertainty`. Empty if the example is independent of
+        Standard errors count clusters, see `multilora.evaluation.statistics.uncertainty`. Empty if the example is independent of
         the others. By default the group, if the task is scored by groups.
         """
         return example["group"] if self.whole_groups else ""
+
+    def parts_of(self, example: Example) -> dict[str, str]:
+        """The parts of the task that are also scored on their own: kind of part -> name of the example's part.
+
+        By default none. MMLU has `{"group": "stem", "subject": "astronomy"}`.
+        """
+        return {}
+
+    def head_of(self, example: Example) -> str:
+        """The start of the prompt that few-shot prompts have only once, above all examples; by default empty."""
+        return ""
+
+    def fixed_shots(self, group: str) -> list[Example] | None:
+        """The few-shot examples of a group's questions, in order.
+
+        By default None: few-shot examples are drawn from the training split.
+        """
+        return None
 
     @property
     def main_metric(self) -> tuple[str, Metric] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from multilora.errors import DataError, RecordError, nearest
@@ -16,6 +17,7 @@ from multilora.example import Example, Split
 from multilora.metrics import METRICS, Metric
 from multilora.metrics.sums import group_accuracy
 from multilora.recipe.schema import TaskSection
+from multilora.tasks.mmlu_groups import GROUP_OF
 from multilora.tasks.multiple_choice import lettered_example
 from multilora.tasks.readers import Record, RecordStream, read_csv_rows
 from multilora.tasks.record_task import RecordTask
@@ -66,6 +68,17 @@ class MmluSource(Source):
             raise DataError(
                 f"{self.eval_path}: MMLU's test split is in the same folder as the others; leave eval_path out"
             )
+        root = self._root()
+        if split == "eval":
+            return SubjectFiles(self._subjects(root / TEST))
+        auxiliary = sorted((root / AUXILIARY).glob("*.csv")) if not self.subject else []
+        return SubjectFiles(auxiliary + self._subjects(root / DEV) + self._subjects(root / VAL))
+
+    def dev(self) -> Records:
+        """The records of `dev`, five per subject, which are the examples of few-shot prompts."""
+        return self.hub_records(DEV) if self.is_hub else SubjectFiles(self._subjects(self._root() / DEV))
+
+    def _root(self) -> Path:
         root = Path(self.path)
         root = root if (root / TEST).is_dir() else root / "data"
         if not (root / TEST).is_dir():
@@ -73,10 +86,7 @@ class MmluSource(Source):
                 f"{self.path}: expected folders {DEV}, {VAL} and {TEST} in it or in data/ below it; unpack the "
                 "official data.tar there, or leave path out to read hub:cais/mmlu"
             )
-        if split == "eval":
-            return SubjectFiles(self._subjects(root / TEST))
-        auxiliary = sorted((root / AUXILIARY).glob("*.csv")) if not self.subject else []
-        return SubjectFiles(auxiliary + self._subjects(root / DEV) + self._subjects(root / VAL))
+        return root
 
     def _subjects(self, folder: Path) -> list[Path]:
         end = f"_{folder.name}.csv"
@@ -92,7 +102,7 @@ class MmluSource(Source):
 
 
 class Mmlu(RecordTask):
-    """All subjects (`mmlu`) or one (`mmlu/<subject>`); zero-shot, answered by a letter.
+    """All subjects (`mmlu`) or one (`mmlu/<subject>`), answered by a letter.
 
     Subjects are strata, not clusters: all 57 are always there, and within each the questions are independent.
     """
@@ -105,6 +115,7 @@ class Mmlu(RecordTask):
         if not self.subject:
             self.metrics["accuracy_over_subjects"] = Metric(group_accuracy, answers="choice", per="set")
         super().__init__(section, MmluSource(section, self.subject))
+        self.source: MmluSource
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
         """One example; RecordError if the answer is neither a letter nor an index."""
@@ -116,8 +127,39 @@ class Mmlu(RecordTask):
         else:
             raise RecordError(f"{where}: answer {answer!r}, expected a letter A to D or 0 to 3", "unknown label")
         subject = text_field(record, "subject", where)
-        about = f" about {subject.replace('_', ' ')}" if subject else ""
-        head = f"The following are multiple choice questions (with answers){about}."
         choices = [str(choice) for choice in list_field(record, "choices", where)]
         question = text_field(record, "question", where)
-        yield lettered_example(question, choices, correct, where, head=head, group=subject)
+        yield lettered_example(question, choices, correct, where, head=_head(subject), group=subject)
+
+    def parts_of(self, example: Example) -> dict[str, str]:
+        """The subject, and its group of subjects."""
+        if self.subject:
+            return {}
+        subject = example["group"]
+        return {"group": GROUP_OF.get(subject, "other"), "subject": subject}
+
+    def head_of(self, example: Example) -> str:
+        """The line about the subject, and the empty line below it."""
+        return f"{_head(example['group'])}\n\n"
+
+    def fixed_shots(self, group: str) -> list[Example]:
+        """The questions about a subject in `dev`."""
+        return self._dev.get(group, [])
+
+    @cached_property
+    def _dev(self) -> dict[str, list[Example]]:
+        shots: dict[str, list[Example]] = {}
+        for where, record in self.source.dev():
+            try:
+                (example,) = self.examples(record, where)
+            except RecordError:
+                if self.section.on_error != "drop":
+                    raise
+                continue
+            shots.setdefault(example["group"], []).append(example)
+        return shots
+
+
+def _head(subject: str) -> str:
+    about = f" about {subject.replace('_', ' ')}" if subject else ""
+    return f"The following are multiple choice questions (with answers){about}."

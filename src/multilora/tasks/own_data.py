@@ -1,6 +1,8 @@
 """Your own data without code: files or hub data in one of three forms, depending on the keys in the recipe.
 
-- prompt and response: Jinja2 templates over a record's fields; with `choices`, the response is one of them
+- prompt and response: Jinja2 templates over a record's fields; with `choices`, the response is one of them. Choices
+  are the same for all records, or templates or a list field, as in `choices: ["{{ sol1 }}", "{{ sol2 }}"]` and
+  `response: "{{ [sol1, sol2][label] }}"`
 - messages (and tools): names of the fields that contain a chat
 - question, choices and answer: a question with lettered choices
 """
@@ -49,17 +51,49 @@ class OwnDataTask(RecordTask):
         super().__init__(section)
 
 
+class RecordChoices:
+    """The choices of each record.
+
+    Args:
+        task: name of the task, for errors
+        choices: the name of a list field (with dots for nested fields), or a template per choice
+
+    Raises:
+        DataError: a template is not valid Jinja2.
+    """
+
+    def __init__(self, task: str, choices: str | list[str]) -> None:
+        self.field = choices if isinstance(choices, str) else ""
+        texts = [] if isinstance(choices, str) else choices
+        self.templates = [FieldTemplate(task, f"choices.{index}", text) for index, text in enumerate(texts)]
+
+    def of(self, record: Record, where: str) -> list[str]:
+        """The choices of a record; RecordError if a template fails or the field is not a list of texts."""
+        if not self.field:
+            return [template.render(record, where) for template in self.templates]
+        value: Any = record
+        for name in self.field.split("."):
+            value = field(value, name, where)
+        if not isinstance(value, list | tuple) or not all(is_text(item) for item in value):
+            raise RecordError(
+                f"{where}: field {self.field!r} is {str(value)[:80]!r}, expected a list of texts; name another "
+                "field, or give choices as a list of templates",
+                "choices are no list",
+            )
+        return [str(item).strip() for item in value]
+
+
 class TextTask(OwnDataTask):
     """Prompt and response are templates; with `choices`, the rendered response must be one of the choices."""
 
     def __init__(self, section: TaskSection) -> None:
-        if section.prompt is None or section.response is None or isinstance(section.choices, str):
+        if section.prompt is None or section.response is None:
             raise DataError(
-                f"task {section.name!r} needs prompt and response (and choices as a list); or messages; or question, "
-                "choices and answer"
+                f"task {section.name!r} needs prompt and response (and choices); or messages; or question, choices and "
+                "answer"
             )
         super().__init__(section, "choice" if section.choices else "generate")
-        self.choices = section.choices
+        self.choices = None if section.choices is None else RecordChoices(self.name, section.choices)
         self.prompt = FieldTemplate(self.name, "prompt", section.prompt)
         self.response = FieldTemplate(self.name, "response", section.response)
 
@@ -75,13 +109,14 @@ class TextTask(OwnDataTask):
         if self.choices is None:
             yield free_example(prompt, response, response)
             return
-        if response not in self.choices:
+        choices = self.choices.of(record, where)
+        if response not in choices:
             raise RecordError(
-                f"{where}: response {response!r} is not one of the choices {self.choices}; add it to choices, or fix "
-                "the record",
+                f"{where}: response {response!r} is not one of the choices {choices}; add it to choices, or fix the "
+                "record",
                 "response is no choice",
             )
-        yield choice_example(prompt, list(self.choices), self.choices.index(response))
+        yield choice_example(prompt, choices, choices.index(response))
 
 
 class ChatTask(OwnDataTask):
@@ -112,32 +147,14 @@ class QuestionTask(OwnDataTask):
         super().__init__(section, "choice")
         self.question = FieldTemplate(self.name, "question", section.question)
         self.answer = FieldTemplate(self.name, "answer", section.answer)
-        self.choices: str | list[FieldTemplate] = (
-            section.choices
-            if isinstance(section.choices, str)
-            else [FieldTemplate(self.name, f"choices.{index}", text) for index, text in enumerate(section.choices)]
-        )
+        self.choices = RecordChoices(self.name, section.choices)
 
     def examples(self, record: Record, where: str) -> Iterator[Example]:
         """One example; RecordError if the answer matches none of the choices, or more than one."""
         question = self.question.render(record, where)
-        choices = self._choices(record, where)
+        choices = self.choices.of(record, where)
         correct = index_of(self.answer.render(record, where), choices, where)
         yield lettered_example(question, choices, correct, where)
-
-    def _choices(self, record: Record, where: str) -> list[str]:
-        if not isinstance(self.choices, str):
-            return [template.render(record, where) for template in self.choices]
-        value: Any = record
-        for name in self.choices.split("."):
-            value = field(value, name, where)
-        if not isinstance(value, list | tuple) or not all(is_text(item) for item in value):
-            raise RecordError(
-                f"{where}: field {self.choices!r} is {str(value)[:80]!r}, expected a list of texts; name another "
-                "field, or give choices as a list of templates",
-                "choices are no list",
-            )
-        return [str(item).strip() for item in value]
 
 
 def index_of(answer: str, choices: Sequence[str], where: str) -> int:

@@ -81,6 +81,7 @@ class RecordTask(Task):
         records = self.source.records("train" if split == "train" or not has_eval else "eval")
         # The fingerprint covers the data itself, and the other keys do not affect the stored examples.
         unrelated = {"path", "eval_path", "split", "eval_split", "holdout", "weight", "max_examples", "metric"}
+        unrelated |= {"choice_score", "harness_task"}
         options = self.section.model_dump(exclude=unrelated)
         key = examples_key(type(self).__qualname__, self._code(), options, records.fingerprint())
         stored = stored_examples(key, lambda: self._make(records))

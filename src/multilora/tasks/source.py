@@ -186,13 +186,21 @@ class Source:
         return files
 
     def _hub(self, split: Split) -> HubRecords:
-        from datasets import load_dataset
-
-        name, _, config = self.path.removeprefix(HUB_PREFIX).partition(":")
         split_name = self.split if split == "train" else self.eval_split
         hub_split = split_name or self.hub_splits[0 if split == "train" else 1]
         if hub_split is None:
             raise DataError(f"{self.path}: this dataset has no evaluation split")
+        return self.hub_records(hub_split)
+
+    def hub_records(self, hub_split: str) -> HubRecords:
+        """The records of a split of the hub dataset, by its name there.
+
+        Raises:
+            DataError: it cannot be loaded.
+        """
+        from datasets import load_dataset
+
+        name, _, config = self.path.removeprefix(HUB_PREFIX).partition(":")
         try:
             dataset = load_dataset(name, config or self.hub_config, split=hub_split)
         except Exception as error:  # datasets raises many types, for network, repository and split

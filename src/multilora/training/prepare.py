@@ -20,6 +20,7 @@ from multilora.methods import FULL
 from multilora.modeling import attach, check_vocabulary, load_base, load_model_config, load_tokenizer, max_positions
 from multilora.recipe import Recipe
 from multilora.tasks.make import make_task
+from multilora.tasks.splits import load_split
 from multilora.training.arguments import training_arguments
 
 
@@ -108,7 +109,7 @@ def check_evaluation_data(recipe: Recipe) -> None:
     problems = []
     for section in recipe.tasks:
         try:
-            make_task(section).load("eval")
+            load_split(make_task(section), recipe.evaluation.split, recipe.evaluation.validation_share)
         except DataError as error:
             problems.append(str(error))
     if problems:

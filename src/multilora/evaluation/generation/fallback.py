@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from multilora.errors import RunError
-from multilora.evaluation.decoding import Choose, Forward, prefill
-from multilora.evaluation.slot_cache import gathered
-from multilora.evaluation.stops import Row, Stops
+from multilora.evaluation.generation.decoding import Choose, Forward, prefill
+from multilora.evaluation.generation.slot_cache import gathered
+from multilora.evaluation.generation.stops import Row, Stops
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from multilora.data.collate import pad_token_id
 from multilora.errors import InputError, RunError
-from multilora.evaluation.decoding import Choose, Decoder, Forward
-from multilora.evaluation.fallback import cache_bytes_per_token, plain_generate
+from multilora.evaluation.generation.decoding import Choose, Decoder, Forward
+from multilora.evaluation.generation.fallback import cache_bytes_per_token, plain_generate
+from multilora.evaluation.generation.stops import Row, Stops
 from multilora.evaluation.requests import Generation
 from multilora.evaluation.share_out import is_sharded
-from multilora.evaluation.stops import Row, Stops
 from multilora.progress import Advance
 
 # Measured on two cores with a model of 6 layers in float32: times are flat from 8192 tokens per batch, and from 512

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from multilora.evaluation.prefix_tree import Row, Stage
+from multilora.evaluation.scoring.prefix_tree import Row, Stage
 from multilora.loss.output_head import base_of
 
 # On a CPU, larger batches only take more memory: on a base of 6.7 M parameters, 1,024 to 4,096 took the same time.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from multilora.errors import RunError
-from multilora.evaluation.slot_cache import ROOM, SlotCache, gathered, shifted
-from multilora.evaluation.stops import Row, Stops
+from multilora.evaluation.generation.slot_cache import ROOM, SlotCache, gathered, shifted
+from multilora.evaluation.generation.stops import Row, Stops
 
 # A common start of prompts is computed once if it has this many tokens and is half of the shortest prompt.
 SHARED_TOKENS = 32

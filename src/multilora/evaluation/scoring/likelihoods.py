@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from multilora.errors import RunError
-from multilora.evaluation.batches import Batch, batches_of, default_batch_tokens
-from multilora.evaluation.prefix_tree import MIN_PREFIX, Prefix, Stage, plan_stages
 from multilora.evaluation.requests import Request, Scored
+from multilora.evaluation.scoring.batches import Batch, batches_of, default_batch_tokens
+from multilora.evaluation.scoring.prefix_tree import MIN_PREFIX, Prefix, Stage, plan_stages
+from multilora.evaluation.scoring.shared_cache import KeysValues, cache_behind, growing_cache, keys_values, tree_mask
+from multilora.evaluation.scoring.target_scores import target_scores
 from multilora.evaluation.share_out import Share
-from multilora.evaluation.shared_cache import KeysValues, cache_behind, growing_cache, keys_values, tree_mask
-from multilora.evaluation.target_scores import target_scores
 from multilora.loss.output_head import base_of
 from multilora.progress import Advance
 

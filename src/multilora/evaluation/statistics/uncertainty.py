@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from multilora.errors import InputError
-from multilora.evaluation.intervals import (
+from multilora.evaluation.statistics.intervals import (
     Floats,
     Indices,
     clustered_stderr,

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from multilora.evaluation.prefix_tree import Row
+from multilora.evaluation.scoring.prefix_tree import Row
 from multilora.loss.output_head import base_of
 
 KeysValues = list[tuple[Tensor, Tensor] | None]

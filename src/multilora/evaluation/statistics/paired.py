@@ -12,7 +12,8 @@ from statistics import NormalDist
 import numpy as np
 
 from multilora.errors import DataError, InputError
-from multilora.evaluation.intervals import (
+from multilora.evaluation.samples import Sample, read_samples
+from multilora.evaluation.statistics.intervals import (
     Floats,
     Indices,
     clustered_stderr,
@@ -22,7 +23,6 @@ from multilora.evaluation.intervals import (
     t_probability,
     t_quantile,
 )
-from multilora.evaluation.samples import Sample, read_samples
 
 RESAMPLES = 10_000
 # Drawn indices in memory at a time: 80 MB.
@@ -45,6 +45,7 @@ class Comparison:
     n: number of items
     clusters: number of clusters; None if the items are independent
     flipped_up, flipped_down: number of items on which the second model is better or worse
+    higher_is_better: False if the scores are error rates, so that a negative difference is an improvement
     """
 
     difference: float
@@ -58,6 +59,7 @@ class Comparison:
     clusters: int | None
     flipped_up: int
     flipped_down: int
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,12 @@ class ComparedSamples:
 
 
 def compare(
-    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable] | None = None, seed: int = 0
+    first: Sequence[float],
+    second: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    *,
+    higher_is_better: bool = True,
 ) -> Comparison:
     """Compare two models by their scores on the same items.
 
@@ -92,6 +99,7 @@ def compare(
         first, second: scores in [0, 1] of the two models, one per item
         clusters: name of each item's cluster; None if the items are independent
         seed: of the bootstrap
+        higher_is_better: False if the scores are error rates
 
     Raises:
         InputError: no items, or numbers of scores or clusters that differ.
@@ -138,8 +146,9 @@ def compare(
         test=test,
         n=len(differences),
         clusters=count if clustered else None,
-        flipped_up=up,
-        flipped_down=down,
+        flipped_up=up if higher_is_better else down,
+        flipped_down=down if higher_is_better else up,
+        higher_is_better=higher_is_better,
     )
 
 
@@ -232,7 +241,13 @@ def compare_samples(
             unscored.append(task)
             continue
         clusters = [a.cluster or index for index, (a, _) in enumerate(task_pairs)]
-        comparisons[task] = compare([a for a, _ in known], [b for _, b in known], clusters, seed)
+        comparisons[task] = compare(
+            [a for a, _ in known],
+            [b for _, b in known],
+            clusters,
+            seed,
+            higher_is_better=task_pairs[0][1].higher_is_better,
+        )
     return ComparedSamples(comparisons, _missing(left, right), _missing(right, left), unscored)
 
 

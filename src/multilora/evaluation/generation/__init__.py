@@ -1,0 +1,1 @@
+"""Generated text: continuous batches over slots of a cache."""

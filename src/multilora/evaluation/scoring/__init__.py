@@ -1,0 +1,1 @@
+"""Log-likelihoods of requests; prefixes that requests share are computed once."""

@@ -1,0 +1,1 @@
+"""Intervals, standard errors and paired comparisons of scores."""
