@@ -131,6 +131,28 @@ def _isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def new_process() -> None:
+    """Prove exports in a process of their own, as outside of the tests."""
+
+
+@pytest.fixture(autouse=True)
+def _same_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prove exports in this process in tests/export: another one needs seconds to import torch and transformers."""
+    if request.path.parent.name != "export" or "new_process" in request.fixturenames:
+        return
+    from multilora.export import proof, proof_outputs
+
+    def run_script(exchange: Path) -> str | None:
+        try:
+            proof_outputs.answer(exchange)
+        except Exception as error:
+            return str(error)
+        return None
+
+    monkeypatch.setattr(proof, "_run_script", run_script)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     return make_tokenizer()

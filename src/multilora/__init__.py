@@ -13,8 +13,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from multilora.analysis.analyze import analyze
     from multilora.data.plan import Plan
+    from multilora.export.combine import combine_adapters
+    from multilora.export.gguf import export_gguf
     from multilora.export.lora import convert_to_lora, export_lora
     from multilora.export.merge import export_merged
+    from multilora.export.mlx import export_mlx
+    from multilora.export.pruned_adapter import prune_adapter
     from multilora.peft_method import MultiLoraConfig, MultiLoraLayer, MultiLoraModel
     from multilora.recipe import Recipe
     from multilora.runs.directory import Run
@@ -32,11 +36,15 @@ _MODULES = {
     "Recipe": "multilora.recipe",
     "Run": "multilora.runs.directory",
     "analyze": "multilora.analysis.analyze",
+    "combine_adapters": "multilora.export.combine",
     "convert_to_lora": "multilora.export.lora",
     "evaluate": "multilora.runs.evaluate",
+    "export_gguf": "multilora.export.gguf",
     "export_lora": "multilora.export.lora",
     "export_merged": "multilora.export.merge",
+    "export_mlx": "multilora.export.mlx",
     "plan": "multilora.runs.train",
+    "prune_adapter": "multilora.export.pruned_adapter",
     "train": "multilora.runs.train",
 }
 
@@ -51,11 +59,15 @@ __all__ = [
     "Run",
     "__version__",
     "analyze",
+    "combine_adapters",
     "convert_to_lora",
     "evaluate",
+    "export_gguf",
     "export_lora",
     "export_merged",
+    "export_mlx",
     "plan",
+    "prune_adapter",
     "train",
 ]
 

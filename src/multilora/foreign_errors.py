@@ -21,6 +21,7 @@ R = TypeVar("R")
 PACKAGES = {
     "bitsandbytes": "'multilora[quantization]'",
     "trl": "'multilora[trl]'",
+    "gguf": "'multilora[gguf]'",
     "sacrebleu": "'multilora[metrics]'",
     "rouge_score": "'multilora[metrics]'",
     "flash_attn": "flash-attn",

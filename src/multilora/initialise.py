@@ -79,7 +79,7 @@ def adapter_state(
     ]
     if shapes:
         raise AdapterError(
-            f"{saved.path}: {len(shapes)} of {len(expected)} parameters have another shape ({_some(shapes)}); "
+            f"{saved.path}: has {len(shapes)} of {len(expected)} parameters in another shape ({_some(shapes)}); "
             f"{_which_base(saved)}"
         )
     return state, base_weights

@@ -63,6 +63,20 @@ def test_only_some_samples(run, monkeypatch, capsys):
     assert indices("--model", "base", "--wrong") == [("even", 0), ("even", 1)]
 
 
+def test_wrong_samples_of_an_error_rate(tmp_path, monkeypatch, capsys):
+    for name, scores in (("a", [1.0, 1.0, 0.0]), ("b", [0.0, 1.0, 0.0])):
+        rows = [
+            Sample(task="wer", index=i, prompt=f"{i}", score=s, higher_is_better=False) for i, s in enumerate(scores)
+        ]
+        write_samples(tmp_path / f"{name}.parquet", rows)
+    code, out, _ = run_cli(monkeypatch, capsys, "samples", tmp_path / "a.parquet", "--wrong", "--json")
+    assert (code, [row["index"] for row in json.loads(out)]) == (0, [0, 1])
+    code, out, _ = run_cli(monkeypatch, capsys, "eval", "--diff", tmp_path / "a.parquet", tmp_path / "b.parquet")
+    assert code == 0
+    row = next(line for line in out.splitlines() if "wer (lower is better)" in line)
+    assert [cell.strip() for cell in row.split("│")][-3:-1] == ["1", "0"]
+
+
 def test_flipped_samples_and_the_difference(run, monkeypatch, capsys):
     code, out, _ = run_cli(monkeypatch, capsys, "samples", run, "--flipped", run / "samples" / "base.parquet")
     assert code == 0

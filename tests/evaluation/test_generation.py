@@ -242,6 +242,21 @@ def test_only_models_with_another_cache_fall_back_and_say_so_once(caplog):
 PROMPTS = [prompt_of(length, length) for length in (5, 30, 11, 2, 19)]
 
 
+def test_a_last_layer_that_must_be_complete_needs_no_fallback(caplog):
+    model, shapes = make_llama(), []
+    layer = model.model.layers[-1]
+    forward = layer.mlp.forward
+    layer.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+
+    def complete(hidden):
+        assert hidden.shape == shapes[-1]
+        return forward(hidden)
+
+    layer.mlp.forward = complete
+    assert_alone("llama", PROMPTS, run(model, PROMPTS), [LIMIT] * len(PROMPTS))
+    assert "model.generate" not in caplog.text
+
+
 def process(rank, folder):
     answers = {}
     for count in (5, 1):

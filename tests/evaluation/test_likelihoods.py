@@ -28,7 +28,9 @@ from multilora import MultiLoraConfig
 from multilora.errors import RunError
 from multilora.evaluation.requests import Request
 from multilora.evaluation.scoring import likelihoods
-from multilora.evaluation.scoring.likelihoods import Sharing, score_requests, supported_sharing
+from multilora.evaluation.scoring.engine import Sharing
+from multilora.evaluation.scoring.likelihoods import score_requests
+from multilora.evaluation.scoring.supported import NOTHING, supported_sharing
 
 SIZES = {
     "vocab_size": 320,
@@ -58,7 +60,7 @@ def adapted():
 
 MODELS = {
     "llama": (make_llama, EVERYTHING),
-    "gpt2": (make_gpt2, EVERYTHING),
+    "gpt2": (make_gpt2, Sharing(last_mlp=False)),
     "eager attention": (eager, EVERYTHING),
     "mixture of experts": (make_qwen3_moe, EVERYTHING),
     "adapter": (adapted, EVERYTHING),
@@ -72,9 +74,9 @@ MODELS = {
     "capped logits": (lambda: Gemma2ForCausalLM(Gemma2Config(**WINDOWED)), EVERYTHING),
     "ALiBi, which refuses masks": (
         lambda: BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4)),
-        Sharing(trees=False),
+        Sharing(trees=False, last_mlp=False),
     ),
-    "no attention": (lambda: MambaForCausalLM(MAMBA), Sharing(prefixes=False, trees=False)),
+    "no attention": (lambda: MambaForCausalLM(MAMBA), NOTHING),
 }
 
 
@@ -162,6 +164,22 @@ def test_a_model_that_ignores_masks_is_found_out(caplog):
     assert "does not share rows between requests and takes longer (log-probabilities differ by" in caplog.text
     del model.forward
     assert_equal(scores, expected(model, REQUESTS))
+
+
+def mixing(mlp):
+    """Let a feed-forward module mix the tokens of a row."""
+    forward = mlp.forward
+    mlp.forward = lambda hidden: forward(hidden).cumsum(dim=1)
+
+
+def test_a_last_layer_that_mixes_tokens_is_computed_completely(caplog):
+    model = build(make_llama)
+    mixing(model.model.layers[-1].mlp)
+    requests = [Request(list(range(n, n + 20)), [n]) for n in range(3, 40, 7)]  # nothing to share
+    reference = expected(model, requests)
+    with caplog.at_level(logging.WARNING):
+        assert_equal(score_requests(model, requests), reference)
+    assert not supported_sharing(model, requests).last_mlp
 
 
 def test_out_of_memory_halves_the_batch(caplog):

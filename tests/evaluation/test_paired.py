@@ -215,3 +215,14 @@ def test_choices_without_a_score_are_compared_by_accuracy(tmp_path):
     assert compared.tasks["m"].difference == pytest.approx(0.4)
     assert compared.tasks["m"].p_value == pytest.approx(2 / 16)
     assert compared.unscored == ["bleu"]
+
+
+def test_fewer_errors_are_better(tmp_path):
+    """Of an error rate, the difference is negative, and the items whose error vanished count as better."""
+    first = [sample("wrong", i, str(i), 1.0, higher_is_better=False) for i in range(10)]
+    second = [replace(row, score=0.0 if row.index < 4 else 1.0) for row in first]
+    write_samples(tmp_path / "first.parquet", first)
+    write_samples(tmp_path / "second.parquet", second)
+    comparison = compare_samples(tmp_path / "first.parquet", tmp_path / "second.parquet").tasks["wrong"]
+    assert comparison.difference == pytest.approx(-0.4)
+    assert (comparison.flipped_up, comparison.flipped_down, comparison.higher_is_better) == (4, 0, False)

@@ -88,6 +88,14 @@ def test_few_shot_prompts_are_computed_once():
     assert [len(row) for row in stage.rows] == [8] * 9  # one forward for all four choices
 
 
+def test_a_tree_that_saves_little_is_not_worth_a_mask():
+    questions = [[7, *range(100 * n, 100 * n + 50)] for n in range(1, 5)]
+    requests = [Request([*question, choice], [0, 1]) for question in questions for choice in (1, 2, 3, 4)]
+    (stage,) = plan_stages(requests, row_tokens=768)
+    # The choices of a question share a row, the questions do not.
+    assert [len(row) for row in stage.rows] == [51 + 4 * 2] * 4
+
+
 def test_a_chain_of_a_thousand_prefixes_is_planned():
     text = np.random.default_rng(0).integers(0, 99, 1001).tolist()
     requests = [Request(text[:n], text[n : n + 1]) for n in range(1, 1001)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -115,10 +116,10 @@ def test_unreadable_files(tmp_path):
 
 def test_other_versions(tmp_path, monkeypatch):
     path = tmp_path / "x.parquet"
-    monkeypatch.setattr(samples, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(samples, "SCHEMA_VERSION", 3)
     write_samples(path, [CHOICE])
     monkeypatch.undo()
-    with pytest.raises(DataError, match=r"version 2 of samples, expected 1; evaluate the run again"):
+    with pytest.raises(DataError, match=r"version 3 of samples, expected 2; evaluate the run again"):
         read_samples(path)
     schema = samples.samples_schema()
     table = pa.table({"task": ["a"]}).replace_schema_metadata(schema.metadata)
@@ -133,6 +134,9 @@ def test_the_score_of_an_item():
     assert Sample(task="t", index=0, prompt="p", choices=["a", "b"], references=["b"]).item_score is None
     assert TEXT.item_score is None
     assert CHOICE.prompt_hash != TEXT.prompt_hash
+    assert [replace(TEXT, score=score).is_wrong for score in (None, 0.0, 0.5, 1.0)] == [False, True, True, False]
+    errors = [replace(TEXT, score=score, higher_is_better=False) for score in (None, 0.0, 0.5, 1.0)]
+    assert [error.is_wrong for error in errors] == [False, False, True, True]
 
 
 def test_samples_of_a_run(tmp_path):

@@ -27,13 +27,18 @@ def ignore(*_, **__):
 
 
 class FixedTask(Task):
-    def __init__(self, name, kind, examples):
+    def __init__(self, name, kind, examples, **section):
         self.kind = kind
-        super().__init__(TaskSection(name=name))
+        super().__init__(TaskSection(name=name, **section))
         self.examples = examples
 
     def load(self, split):
         return to_dataset(self.examples)
+
+
+def scored(model, renderer, task, examples, section, **options):
+    """The score of one task."""
+    return score_tasks(model, renderer, {"t": EvaluationSet(task, examples)}, section, "scoring", **options)["t"]
 
 
 def test_scores_of_a_choice_task(tokenizer):
@@ -41,7 +46,7 @@ def test_scores_of_a_choice_task(tokenizer):
     examples = [choice_example(f"question {i}", ["yes", "no", "five"], i % 3) for i in range(12)]
     task = FixedTask("t", "choice", examples)
     section = EvaluationSection(batch_tokens=50)
-    score = score_tasks(model, renderer, {"t": EvaluationSet(task, examples)}, section, "scoring", length=128)["t"]
+    score = scored(model, renderer, task, examples, section, length=128)
     correct, loss, tokens = [], 0.0, 0
     for example in examples:
         prefix = renderer.prefix_ids(example["prompt"])
@@ -67,10 +72,10 @@ def test_truncated_and_dropped_are_counted(tokenizer):
     examples = [free_example("say", "x"), free_example(long, "x"), free_example("say", long)]
     task = FixedTask("t", "loss", examples)
     section = EvaluationSection()
-    score = score_tasks(make_llama(), Renderer(tokenizer), {"t": EvaluationSet(task, examples)}, section, "scoring", length=60)["t"]
+    score = scored(make_llama(), Renderer(tokenizer), task, examples, section, length=60)
     assert (score.n, score.truncated, score.dropped) == (2, 1, 1)
     with pytest.raises(DataError, match="none of the 1 evaluation examples"):
-        score_tasks(make_llama(), Renderer(tokenizer), {"t": EvaluationSet(task, examples[2:])}, section, "scoring", length=60)
+        scored(make_llama(), Renderer(tokenizer), task, examples[2:], section, length=60)
 
 
 def test_exact_match_compares_final_answers(tokenizer):
@@ -84,7 +89,7 @@ def test_exact_match_compares_final_answers(tokenizer):
     examples = [free_example(prompt, "x", answer.strip()), free_example(prompt, "x", "something else")]
     task = FixedTask("t", "generate", examples)
     section = EvaluationSection(max_new_tokens=4)
-    score = score_tasks(model, renderer, {"t": EvaluationSet(task, examples)}, section, "scoring", length=128)["t"]
+    score = scored(model, renderer, task, examples, section, length=128)
     assert score.value == 0.5
 
 
@@ -98,7 +103,7 @@ def test_the_first_of_equal_choices_is_picked_and_near_ties_are_counted(tokenize
         model.lm_head.weight.zero_()
     examples = [choice_example(f"question {i}", ["yes", "no"], i % 2) for i in range(6)]
     task = FixedTask("t", "choice", examples)
-    score = score_tasks(model, Renderer(tokenizer), {"t": EvaluationSet(task, examples)}, EvaluationSection(), "scoring")["t"]
+    score = scored(model, Renderer(tokenizer), task, examples, EvaluationSection())
     assert (score.value, score.near_ties) == (0.5, 6)
 
 
@@ -110,7 +115,7 @@ def test_a_choice_that_begins_another_does_not_always_win(tokenizer):
         model.lm_head.weight.zero_()
     # All tokens are equally likely. With the end token counted, the shorter choice wins; without it, they would tie.
     task = FixedTask("t", "choice", examples)
-    score = score_tasks(model, renderer, {"t": EvaluationSet(task, examples)}, EvaluationSection(), "scoring", length=128)["t"]
+    score = scored(model, renderer, task, examples, EvaluationSection(), length=128)
     assert (score.value, score.end_scored) == (0.0, 1)
 
 
@@ -120,10 +125,10 @@ def test_prompts_are_not_truncated_for_generation(tokenizer):
     examples = [free_example("word " * 12, "x", "y")]
     task = FixedTask("t", "generate", examples)
     section = EvaluationSection(max_new_tokens=60)
-    score = score_tasks(model, renderer, {"t": EvaluationSet(task, examples)}, section, "scoring")["t"]
+    score = scored(model, renderer, task, examples, section)
     assert score.truncated == 0
     with pytest.raises(DataError, match="leaves no room"):
-        score_tasks(model, renderer, {"t": EvaluationSet(task, examples)}, EvaluationSection(max_new_tokens=256), "scoring")
+        scored(model, renderer, task, examples, EvaluationSection(max_new_tokens=256))
 
 
 def test_a_generation_prompt_is_truncated_by_its_own_limit_once(tokenizer):
@@ -134,14 +139,7 @@ def test_a_generation_prompt_is_truncated_by_its_own_limit_once(tokenizer):
         examples = [free_example("word " * 300, response, "y")]
         task = FixedTask("t", "generate", examples)
         section = EvaluationSection(max_new_tokens=8)
-        score = score_tasks(
-            model,
-            renderer,
-            {"t": EvaluationSet(task, examples)},
-            section,
-            "scoring",
-            keep=lambda task, answers: kept.append(answers),
-        )["t"]
+        score = scored(model, renderer, task, examples, section, keep=lambda task, answers: kept.append(answers))
         assert score.truncated == 1
     assert kept[0].questions[0].prompt == kept[1].questions[0].prompt
     assert len(kept[0].questions[0].prompt) == 256 - 8
@@ -162,7 +160,7 @@ def test_every_assistant_turn_of_a_chat_is_scored(tokenizer):
     example = chat_example(json.dumps(chat))
     model, renderer = make_llama(), ChatRenderer(tokenizer)
     task = FixedTask("t", "loss", [example])
-    score = score_tasks(model, renderer, {"t": EvaluationSet(task, [example])}, EvaluationSection(), "scoring", length=128)["t"]
+    score = scored(model, renderer, task, [example], EvaluationSection(), length=128)
     assert (score.metric, score.value, score.stderr, score.metrics, score.n) == ("none", None, None, {}, 1)
     ids, loss, tokens = [], 0.0, 0
     for role, text in texts:
@@ -174,9 +172,7 @@ def test_every_assistant_turn_of_a_chat_is_scored(tokenizer):
             tokens += len(turn_ids)
         ids += turn_ids
     assert score.loss == pytest.approx(loss / tokens, rel=1e-4)
-    short = score_tasks(model, renderer, {"t": EvaluationSet(task, [example])}, EvaluationSection(), "scoring", length=len(ids) - 1)[
-        "t"
-    ]
+    short = scored(model, renderer, task, [example], EvaluationSection(), length=len(ids) - 1)
     assert (short.n, short.truncated) == (1, 1)
 
 
@@ -194,3 +190,50 @@ def test_a_subset_keeps_complete_groups(tmp_path):
         examples = evaluation_sets(recipe, limit)["superglue/multirc"].examples
         assert len(examples) == kept
         assert all(count == 3 for count in Counter(example["group"] for example in examples).values())
+
+
+@pytest.mark.parametrize("kind", ["sum", "per_character", "per_byte", "per_token", "mutual_information"])
+def test_every_choice_score(kind, tokenizer):
+    """Against one sequence at a time; the choices differ in characters, bytes and tokens."""
+    model, renderer = make_llama(), Renderer(tokenizer, "question")
+    choices = ["yes", "ééé", "one two three four five", "the answer is no"]
+    examples = [choice_example(f"question {i}", choices, i % 4) for i in range(12)]
+    task = FixedTask("t", "choice", examples, choice_score=kind)
+    kept = []
+    score = scored(model, renderer, task, examples, EvaluationSection(), keep=lambda _, answers: kept.append(answers))
+
+    def log_probability(prompt, text):
+        prefix, ids = renderer.prefix_ids(prompt), renderer.response_ids(text)
+        with torch.no_grad():
+            logits = model(torch.tensor([prefix + ids])).logits[0].log_softmax(-1)
+        return sum(float(logits[len(prefix) + i - 1, token]) for i, token in enumerate(ids))
+
+    size = {"per_character": len, "per_byte": lambda text: len(text.encode())}
+    size["per_token"] = lambda text: len(renderer.response_ids(text))
+    expected = []
+    for example in examples:
+        values = [log_probability(example["prompt"], text) / size.get(kind, lambda _: 1)(text) for text in choices]
+        if kind == "mutual_information":
+            values = [value - log_probability("", text) for value, text in zip(values, choices, strict=True)]
+        expected.append(choices[max(range(4), key=values.__getitem__)])
+    assert kept[0].predictions == expected
+    assert score.protocol == ("ours, 0-shot" if kind == "sum" else f"ours, 0-shot, choices by {kind}")
+
+
+def test_a_choice_score_needs_choices():
+    with pytest.raises(DataError, match="choice_score is per_byte, and this task has no choices; leave it out"):
+        FixedTask("t", "generate", [], choice_score="per_byte")
+
+
+def test_end_tokens_count_only_where_a_choice_could_not_win_without(tokenizer):
+    examples = [choice_example("where", ["one", "one two"], 1)]
+    for kind, count in (("sum", 1), ("per_token", 0), ("mutual_information", 0)):
+        task = FixedTask("t", "choice", examples, choice_score=kind)
+        assert scored(make_llama(), Renderer(tokenizer), task, examples, EvaluationSection()).end_scored == count
+
+
+def test_near_ties_of_normalised_scores():
+    """Rounding is divided by the length too."""
+    assert is_near_tie([-1.0, -1.00005], torch.float32)
+    assert not is_near_tie([-1.0, -1.00005], torch.float32, [10, 10])
+    assert is_near_tie([-1.0, -1.000005], torch.float32, [10, 10])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_gpt2, make_llama, randomise
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, PeftModel, get_peft_model
 
 from multilora import MultiLoraConfig, convert_to_lora, export_lora
 from multilora.errors import AdapterError, RunDirectoryError
@@ -178,8 +178,8 @@ def test_converting_a_merged_adapter_raises():
 
 
 def test_exporting_another_method_raises(tmp_path):
-    model = get_peft_model(make_llama(), LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(AdapterError, match="LoraConfig"):
+    model = get_peft_model(make_llama(), IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
+    with pytest.raises(AdapterError, match=r"method `ia3` on model.layers.0.self_attn.q_proj.*--to merged"):
         export_lora(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

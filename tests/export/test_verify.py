@@ -10,18 +10,28 @@ import torch
 from conftest import make_gpt2, make_llama, make_tokenizer, randomise
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 import multilora
 import multilora.export.lora
+import multilora.export.merge_layers
+import multilora.export.merge_shards
 from multilora import MultiLoraConfig, export_lora, export_merged
 from multilora.errors import AdapterError, InputError, RunDirectoryError, RunError
 from multilora.export.lora import write_lora
 from multilora.export.merge import write_merged
+from multilora.export.merge_files import TensorWriter
+from multilora.export.source import open_source
 from multilora.runs.directory import Run
 
 IDS = torch.arange(3, 27).reshape(2, 12)
-EXPORTS = {"lora": (write_lora, export_lora), "merged": (write_merged, export_merged)}
+
+
+def proof_of_lora(source, out):
+    return write_lora(open_source(source), out).proof
+
+
+EXPORTS = {"lora": (proof_of_lora, export_lora), "merged": (write_merged, export_merged)}
 BASES = {
     "llama": make_llama,
     "gpt2": make_gpt2,
@@ -75,7 +85,7 @@ def test_stock_classes_load_the_run_s_model(recipe, tmp_path, kind, base, overri
     run = train_on(recipe, BASES[base](), tmp_path / "base", overrides)
     verification = EXPORTS[kind][0](run, tmp_path / "out")
     assert verification.difference <= verification.tolerance
-    assert verification.prompts == 4
+    assert verification.count == 6
     assert not verification.random
     expected = logits(run.load_model())
     effect = (expected - logits(run.load_base())).abs().max()
@@ -150,33 +160,31 @@ def test_a_full_run_is_verified(recipe, tmp_path):
     assert torch.equal(stock_logits(tmp_path / "out", tmp_path, "merged"), logits(run.load_model()))
 
 
-def damaged_save(model, folder, **options):
-    """What a failing disk might write: one value of one tensor is wrong."""
-    original_save(model, folder, **options)
-    file = Path(folder) / "model.safetensors"
-    weights = load_file(file)
-    weights["model.embed_tokens.weight"][-1, -1] += 1  # a token that no prompt has
-    save_file(weights, file, metadata={"format": "pt"})
-
-
-original_save = PreTrainedModel.save_pretrained
-
-
 def test_a_damaged_merged_file_is_found(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", damaged_save)
+    class FailingDisk(TensorWriter):
+        """One value of one tensor is wrong: of a token that no prompt has."""
+
+        def __exit__(self, *error):
+            slot = self.layout.slots["model.embed_tokens.weight"]
+            self._write(slot.start + slot.size - 4, b"\0\0\x80?")
+            super().__exit__(*error)
+
+    monkeypatch.setattr(multilora.export.merge_shards, "TensorWriter", FailingDisk)
     before = hidden_and_visible(tmp_path)
-    with pytest.raises(RunError, match=r"model.embed_tokens.weight differs from what was saved \(by up to 1\)"):
+    with pytest.raises(RunError, match=r"model.embed_tokens.weight differs from what was saved"):
         export_merged(run, tmp_path / "new" / "out")
     assert hidden_and_visible(tmp_path) == before
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_a_damaged_lora_file_is_found(run, tmp_path, monkeypatch, in_memory):
-    def damaged(state, path, **options):
-        name = next(name for name in state if "lora_B" in name)
-        save_file({**state, name: -state[name]}, path, **options)
+    correct = multilora.export.lora.save
 
-    monkeypatch.setattr(multilora.export.lora, "save_file", damaged)
+    def damaged(state, **options):
+        name = next(name for name in state if "lora_B" in name)
+        return correct({**state, name: -state[name]}, **options)
+
+    monkeypatch.setattr(multilora.export.lora, "save", damaged)
     before = hidden_and_visible(tmp_path)
     with pytest.raises(RunError, match=r"lora_B.weight differs from what was saved"):
         export_lora(run.load_model() if in_memory else run, tmp_path / "new" / "out")
@@ -185,38 +193,40 @@ def test_a_damaged_lora_file_is_found(run, tmp_path, monkeypatch, in_memory):
 
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_a_wrong_conversion_is_found(run, tmp_path, monkeypatch, in_memory):
-    correct = multilora.export.lora.lora_state
+    correct = multilora.export.lora.lora_files
 
     def wrong(*args, **options):
         config, state = correct(*args, **options)
         config.lora_alpha *= 1.1
         return config, state
 
-    monkeypatch.setattr(multilora.export.lora, "lora_state", wrong)
+    monkeypatch.setattr(multilora.export.lora, "lora_files", wrong)
     before = hidden_and_visible(tmp_path)
-    source = "random tokens" if in_memory else r"task '(even|echo)', example [01], position \d+"
+    source = "random tokens" if in_memory else r"task '(even|echo)', example \d, position \d+"
     with pytest.raises(RunError, match=rf"differs from the original: by [\d.]+ in a logit \({source}.*--to merged"):
         export_lora(run.load_model() if in_memory else run, tmp_path / "out")
     assert hidden_and_visible(tmp_path) == before
 
 
 def test_a_wrong_merge_is_found(recipe, tmp_path, monkeypatch):
-    """Without untying, the head's update would be added to the embeddings too."""
+    """If the tie is kept, the embeddings are used as the head too."""
     run = train_on(recipe, BASES["tied llama"](), tmp_path / "base", ["adapter.target_modules=[lm_head]"])
-    for module in ("multilora.export.merge", "multilora.peft_method.model"):
-        monkeypatch.setattr(f"{module}.untie_adapted_weights", lambda model: [])
+    monkeypatch.setattr(multilora.export.merge_layers.LayerMerger, "same", lambda *_: True)
     before = hidden_and_visible(tmp_path)
-    with pytest.raises(RunError, match=r"Merging changed the model. Export it with --to lora.*nothing was written"):
+    with pytest.raises(
+        RunError, match=r"The files load as another model. Export it with --to lora.*nothing was written"
+    ):
         export_merged(run, tmp_path / "out")
     assert hidden_and_visible(tmp_path) == before
 
 
 def test_a_config_that_loads_another_model_is_found(run, tmp_path, monkeypatch):
-    def save(model, folder, **options):
-        model.config.rms_norm_eps = 0.5
-        original_save(model, folder, **options)
+    correct = multilora.export.merge.write_config
 
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
+    def wrong(folder, config, changes, **options):
+        correct(folder, {**config, "rms_norm_eps": 0.5}, changes, **options)
+
+    monkeypatch.setattr(multilora.export.merge, "write_config", wrong)
     with pytest.raises(RunError, match="The files load as another model"):
         export_merged(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -230,8 +240,9 @@ def test_non_finite_adapters_are_refused(run, tmp_path, kind, value):
     name = next(name for name in weights if "multilora_scale" in name)
     weights[name].flatten()[1] = value
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(RunDirectoryError, match=rf"{name}.* is NaN or infinite; train the run again"):
+    with pytest.raises(InputError, match="NaN or infinite") as caught:
         EXPORTS[kind][1](run, tmp_path / "out")
+    assert name.removeprefix("base_model.model.") in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -249,7 +260,7 @@ def test_a_full_run_with_nan_is_refused(recipe, tmp_path):
 def test_without_its_data_a_run_is_compared_on_random_tokens(run, tmp_path, kind, caplog):
     (tmp_path / "even.jsonl").unlink()
     verification = EXPORTS[kind][0](run, tmp_path / "one")
-    assert (verification.prompts, verification.random) == (2, False)
+    assert (verification.count, verification.random) == (3, False)
     assert "task 'even': its data cannot be loaded" in caplog.text
     (tmp_path / "echo.jsonl").unlink()
     verification = EXPORTS[kind][0](run, tmp_path / "none")
@@ -294,7 +305,7 @@ def test_the_model_in_memory_is_unchanged(tmp_path):
 def test_a_merged_adapter_in_memory_is_not_exported(tmp_path):
     model = get_peft_model(make_llama(), MultiLoraConfig(target_modules=["q_proj"]))
     model.merge_adapter()
-    with pytest.raises(AdapterError, match=r"export_lora: the adapters are merged.*unmerge_adapter"):
+    with pytest.raises(AdapterError, match=r"adapter 'default' is merged into the base.*unmerge_adapter"):
         export_lora(model, tmp_path / "out")
 
 
@@ -315,9 +326,9 @@ def test_the_command_prints_the_verified_difference(run, tmp_path, monkeypatch, 
         assert printed["folder"] == str(out)
         assert 0 <= printed["verification"]["difference"] <= printed["verification"]["tolerance"]
     else:
-        folder, verified = lines.splitlines()
+        folder, verified, *_ = lines.splitlines()
         assert folder == str(out)
-        assert "on 4 prompts of the run's tasks" in verified
+        assert "on 6 prompts of the run's tasks" in verified
 
 
 def test_models_without_a_vocabulary_head_are_verified_in_memory(tmp_path):
@@ -326,13 +337,13 @@ def test_models_without_a_vocabulary_head_are_verified_in_memory(tmp_path):
     base = LlamaForSequenceClassification(make_llama(num_labels=3).config)
     model = get_peft_model(base, MultiLoraConfig(target_modules=["q_proj"], task_type="SEQ_CLS"))
     randomise(model)
-    assert write_lora(model, tmp_path / "out").prompts == 4
+    assert proof_of_lora(model, tmp_path / "out").count == 4
 
 
 def test_a_bfloat16_model_in_memory_is_verified_in_its_precision(tmp_path):
     model = get_peft_model(make_llama(torch.bfloat16), MultiLoraConfig(target_modules="all-linear"))
     randomise(model)
-    verification = write_lora(model, tmp_path / "out")
+    verification = proof_of_lora(model, tmp_path / "out")
     assert verification.random
     assert verification.difference <= verification.tolerance
     assert model.get_base_model().dtype == torch.bfloat16
@@ -341,6 +352,6 @@ def test_a_bfloat16_model_in_memory_is_verified_in_its_precision(tmp_path):
 def test_a_model_that_reads_no_tokens_is_exported_without_logits(tmp_path, caplog):
     model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), MultiLoraConfig(target_modules=["0"]))
     randomise(model)
-    assert write_lora(model, tmp_path / "out") is None
+    assert proof_of_lora(model, tmp_path / "out") is None
     assert "Sequential does not read tokens" in caplog.text
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()

@@ -139,11 +139,11 @@ def paths(data: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def manager() -> Any:
-    """lm-eval's index of its tasks, which takes seconds to make."""
+    """lm-eval's index of its tasks, which takes seconds to make; the package makes it once too."""
     pytest.importorskip("lm_eval")
-    from lm_eval.tasks import TaskManager
+    from multilora.harness.run import task_manager
 
-    return TaskManager()
+    return task_manager()
 
 
 @pytest.fixture(scope="session")

@@ -28,8 +28,10 @@ from multilora.recipe.schema import TaskSection
 
 pytest_plugins = ["official_files"]
 
-# Folders of real bases, which are tested too: a small one, and any that this variable names.
-BASES = [REPOSITORY.parent / "shared/models/small-base", Path(os.environ.get("MULTILORA_GEMMA", "/nonexistent"))]
+# Folders of real bases, which are tested too: a small one, and Gemma 3 270M, if this variable names its folder.
+SMALL = REPOSITORY.parent / "shared/models/small-base"
+GEMMA = Path(os.environ.get("MULTILORA_GEMMA", "/nonexistent"))
+BASES = [SMALL, pytest.param(GEMMA, marks=pytest.mark.slow, id="gemma")]
 WORDS = ["the", "answer", "to", "question", "is", "yes", "or", "no", "and", "one", "two", "three", "four", "five"]
 
 
@@ -38,12 +40,12 @@ def text(words: int, seed: int) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(words))
 
 
-@pytest.fixture(scope="module", params=["tiny", *BASES], ids=lambda item: item if isinstance(item, str) else item.name)
+@pytest.fixture(scope="module", params=["tiny", *BASES], ids=lambda item: getattr(item, "name", item))
 def base(request, tiny):
     if request.param == "tiny":
         return tiny
     if not (request.param / "config.json").is_file():
-        pytest.skip("not there")
+        pytest.skip("set MULTILORA_GEMMA to the folder of Gemma 3 270M" if request.param == GEMMA else "not there")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request.param)
@@ -138,7 +140,11 @@ def test_chat_template(tiny):
 
 def toy_tasks(folder: Path) -> Any:
     """lm-eval's index of a choice task, a task of rolling log-likelihoods, and a group."""
-    rows = [{"q": f"Is {n} one?", "a": n % 2, "text": text(30 + n, n)} for n in range(6)]
+    rows = [
+        {"q": f"Is {n} one?", "a": n % 2, "options": [text(1 + (n + k) % 5, 9 * n + k) for k in range(4)]}
+        | {"text": text(30 + n, n)}
+        for n in range(24)
+    ]
     file = str(write_jsonl(folder / "rows.jsonl", rows))
     data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": file}}, "test_split": "test"}
     metrics = [{"metric": name} for name in ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "brier_score")]
@@ -150,6 +156,7 @@ def toy_tasks(folder: Path) -> Any:
         "doc_to_choice": ["yes, it is", "no"],
         "metric_list": metrics,
     }
+    long_choice = {**choice, "task": "toy_long_choice", "doc_to_choice": "options"}
     rolling = {
         "task": "toy_text",
         "output_type": "loglikelihood_rolling",
@@ -158,7 +165,7 @@ def toy_tasks(folder: Path) -> Any:
         "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
     }
     group = {"group": "toys", "task": ["toy_choice"], "aggregate_metric_list": [{"metric": "acc"}]}
-    for config in (choice, rolling, group):
+    for config in (choice, long_choice, rolling, group):
         name = config.get("task") if isinstance(config["task"], str) else config["group"]
         extra = data if isinstance(config["task"], str) else {}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({**config, **extra}), encoding="utf-8")
@@ -207,7 +214,28 @@ def assert_same_scores(theirs, ours, tasks, **options) -> dict[str, Any]:
         for result in (scores, expected)
     ]
     assert prompts[0] == prompts[1]
+    for name, entries in scores["samples"].items():
+        for sample, reference in zip(entries, expected["samples"][name], strict=True):
+            assert_same_answers(sample, reference)
     return scores
+
+
+def assert_same_answers(sample, reference) -> None:
+    """The same log-likelihoods, pick and greedy tokens; the same text."""
+    if isinstance(sample["resps"][0][0], str):
+        assert sample["resps"] == reference["resps"]
+        assert sample["filtered_resps"] == reference["filtered_resps"]
+        return
+    if not isinstance(sample["resps"][0][0], list):  # of a complete text
+        return
+    (values, greedy), (expected, expected_greedy) = (
+        zip(*(answer for (answer,) in item["resps"]), strict=True) for item in (sample, reference)
+    )
+    assert list(values) == pytest.approx(list(expected), abs=1e-4, rel=1e-6)
+    assert greedy == expected_greedy
+    first, second = sorted(expected, reverse=True)[:2]
+    if first - second > 1e-3:
+        assert values.index(max(values)) == expected.index(max(expected))
 
 
 @pytest.mark.parametrize("shots", [0, 5])
@@ -238,12 +266,14 @@ def test_generated_answers_of_gsm8k(tiny, paths, manager):
     assert {"exact_match,strict-match", "exact_match,flexible-extract"} == scores["tasks"]["gsm8k"]["metrics"].keys()
 
 
-def test_other_metrics_of_lm_eval(tiny, tmp_path):
-    """Mutual information, which also scores choices without a context, and perplexity of texts."""
+def test_other_metrics_of_lm_eval(base, tmp_path):
+    """Every normalisation of choices of several tokens, and perplexity of texts."""
     manager = toy_tasks(tmp_path)
-    scores = assert_same_scores(*both(tiny), lambda: ["toys", "toy_text"], manager=manager, bootstrap_iters=100)
+    names = ["toys", "toy_long_choice", "toy_text"]
+    scores = assert_same_scores(*both(base), lambda: names, manager=manager, bootstrap_iters=100)
     assert scores["groups"]["toys"]["members"] == ["toy_choice"]
-    assert "acc_mutual_info" in scores["tasks"]["toy_choice"]["metrics"]
+    metrics = scores["tasks"]["toy_long_choice"]["metrics"]
+    assert {"acc", "acc_norm", "acc_bytes", "acc_mutual_info"} <= metrics.keys()
     assert scores["tasks"]["toy_text"]["metrics"]["word_perplexity"]["value"] > 1
 
 
@@ -254,6 +284,8 @@ REAL = {
     "superglue/wsc": ("superglue/WSC", None),
     "superglue/copa": ("superglue/COPA", None),
     "gsm8k": ("gsm8k", None),
+    "gsm8k_cot": ("gsm8k", None),
+    "gsm8k_cot_zeroshot": ("gsm8k", None),
 }
 
 
@@ -261,10 +293,15 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_scores_on_real_data(base, manager, name):
     path, eval_path = (item and str(REAL_DATA / item) for item in REAL[name])
-    section = TaskSection(name=name, path=path, eval_path=eval_path)
-    shots = {"mmlu/anatomy": 5, "gsm8k": 1, "superglue/multirc": 0}.get(name, 2)
-    limit = 2 if name == "gsm8k" else 6
+    built_in, _, form = name.partition("_")
+    section = TaskSection(name=built_in, path=path, eval_path=eval_path, harness_task=name if form else None)
+    shots = {"mmlu/anatomy": 5, "gsm8k": 1, "superglue/multirc": 0}.get(name, None if form else 2)
+    limit = 2 if built_in == "gsm8k" else 6
     theirs, ours = both(base)
-    if theirs.max_length <= theirs.max_gen_toks and name == "gsm8k":
+    if theirs.max_length <= theirs.max_gen_toks and built_in == "gsm8k":
         pytest.skip("generates more than the model's positions")
-    assert_same_scores(theirs, ours, lambda: [local_task(section, manager)], shots=shots, limit=limit, manager=manager)
+    scores = assert_same_scores(
+        theirs, ours, lambda: [local_task(section, manager)], shots=shots, limit=limit, manager=manager
+    )
+    if form:
+        assert scores["tasks"][name]["shots"] == (0 if form == "cot_zeroshot" else 8)

@@ -143,6 +143,7 @@ def test_local_data_that_cannot_be_used(data, manager, tmp_path):
         ({"run": "a", "pretrained": "b"}, "both of `run` and `pretrained`"),
         ({"pretrained": "nano", "dtype": "int8"}, "dtype is 'int8', expected auto, float32"),
         ({"pretrained": "nano", "device": "gpu7"}, "device is 'gpu7'"),
+        ({"pretrained": "nano", "device": "cuda:99"}, "device is 'cuda:99', expected one of this machine"),
         ({"run": "a", "dtype": "float32", "device": "cpu"}, "dtype set beside `run`"),
         ({"pretrained": "nano", "peft": "/nowhere"}, "cannot load the adapter '/nowhere'"),
     ],
@@ -289,7 +290,7 @@ def test_lm_evals_command_line_with_the_model(tmp_path, model_folder):
         "metric_list": [{"metric": "acc"}],
     }
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
-    command = [sys.executable, "-m", "multilora.harness", "run", "--model", "multilora", "--device", "cpu"]
+    command = [sys.executable, "-m", "multilora.harness", "run", "--model", "multilora"]
     command += ["--tasks", str(tmp_path / "toy.yaml"), "--output_path", str(tmp_path / "out"), "--model_args"]
     good = subprocess.run([*command, f"pretrained={model_folder},dtype=float32"], capture_output=True, text=True)
     assert good.returncode == 0, good.stderr

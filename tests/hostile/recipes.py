@@ -221,7 +221,6 @@ VALUES: list[tuple[str, Any, str]] = [
     ("tasks.0.choices", ["yes"], "tasks.0.choices: expected at least two choices"),
     ("tasks.0.choices", [True, False], "tasks.0.choices: expected a list of texts"),
     ("tasks.0.choices", ["yes", "yes"], "choices lists 'yes' more than once"),
-    ("tasks.0.choices", "answers", "choices 'answers' names a field, which needs question and answer"),
     ("tasks.0.messages", "chat", "belong to different forms of data"),
     ("tasks.0.metric", "acuracy", "metric:"),
     ("tasks.0.metric", "bleu", "metric bleu"),

@@ -114,6 +114,11 @@ WEIGHTS: list[tuple[str, Damage, str]] = [
     (ADAPTER, partial(edit_weights, change=_drop_all), "lacks 42 of 42 parameters"),
 ]
 
+# PEFT loads the files for analyze, and export reads them itself.
+LORA = [
+    (file, damage, text if "lacks" not in text else "no weights for model.layers") for file, damage, text in WEIGHTS
+]
+
 COMMANDS = {"eval": ["eval"], "analyze": ["analyze"], "lora": ["export", "--to", "lora"]}
 COMMANDS["merged"] = ["export", "--to", "merged"]
 
@@ -191,7 +196,14 @@ COMMAND_LINES: list[tuple[tuple[str, ...], str]] = [
     (("analyze", "{folder}"), "so its training did not finish"),
     (("export", "{run}", "--to", "lora"), "Missing option"),
     (("export", "{run}", "--out", "{folder}/out"), "Missing option"),
-    (("export", "{run}", "--to", "gguf", "--out", "{folder}/out"), "is not one of"),
+    (("export", "{run}", "--to", "onnx", "--out", "{folder}/out"), "is not one of"),
+    (("export", "{run}", "--to", "gguf", "--out", "{folder}/out"), "choose a name that ends in .gguf"),
+    (("export", "{run}", "--to", "merged", "--rank", "2", "--out", "{folder}/out"), "a merged model has none"),
+    (("export", "{run}", "--to", "merged", "--ragged", "--out", "{folder}/out"), "--ragged is for --to lora"),
+    (("export", "{run}", "--to", "lora", "--rank", "0", "--out", "{folder}/out"), "rank is 0, expected at least 1"),
+    (("export", "{run}", "--to", "lora", "--energy", "2", "--out", "{folder}/out"), "energy is 2.0, expected a share"),
+    (("prune", "{run}", "--out", "{run}"), "already holds a run"),
+    (("prune", "{run}", "--below", "7", "--out", "{folder}/out"), "expected a share of the update"),
     (("export", "{run}", "--to", "lora", "--out", "{run}"), "already holds a run"),
     (("export", "{run}", "--to", "lora", "--out", "{run}/adapter"), "is not empty; choose another folder"),
     (("export", "{run}", "--to", "lora", "--out", "{run}/recipe.yaml"), "is a file; choose a new folder"),
@@ -225,8 +237,8 @@ ROWS = [
     ),
     *(
         Row(f"{command}: {file} {name_of(damage)}", partial(_run, command=command, file=file, damage=damage), text)
-        for command in ("analyze", "lora")
-        for file, damage, text in WEIGHTS
+        for command, rows in (("analyze", WEIGHTS), ("lora", LORA))
+        for file, damage, text in rows
     ),
     *(
         Row(f"resume: {file} {name_of(damage)}", partial(_resume, file=file, damage=damage), text)
@@ -250,7 +262,7 @@ ROWS = [
             (partial(edit_json, weights_of_step=None), "weights_of_step is None, expected a number"),
         )
     ),
-    Row("lora: weights are not finite", partial(_run, command="lora", file=ADAPTER, damage=_nan), "is NaN or infinite"),
+    Row("lora: weights are not finite", partial(_run, command="lora", file=ADAPTER, damage=_nan), "NaN or infinite"),
     Row(
         "resume with fewer steps",
         partial(_resume_with, setting="training.max_steps=3"),

@@ -242,7 +242,7 @@ PROMPT = {"prompt": "{{ q }}", "response": "{{ a }}"}
             {"question": "q", "choices": "c", "answer": "a", "metric": "token_f1"},
             ["metric token_f1 scores generated text"],
         ),
-        ({**PROMPT, "choices": "c"}, ["choices 'c' names a field, which needs question and answer"]),
+        ({**PROMPT, "choices": "c"}, []),
         ({**PROMPT, "choices": ["a", "a"]}, ["choices lists 'a' more than once"]),
         ({**PROMPT, "choices": ["a"]}, ["expected at least two choices, got ['a']"]),
         ({**PROMPT, "choices": [True, False]}, ["expected a list of texts (quote yes, no and numbers)"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import make_llama, make_tokenizer
+from peft.utils import resolve_quantization_backend
 
 import multilora
 from multilora.errors import RecipeError
@@ -24,7 +25,7 @@ def quantized(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
-def test_trains_evaluates_and_exports(quantized, tmp_path, bits):
+def test_trains_evaluates_and_exports(quantized, tmp_path, caplog, bits):
     run = multilora.train(quantized, [f"model.quantization={bits}"])
     kinds = {type(module).__name__ for module in run.load_base().modules()}
     assert ("Linear4bit" if bits == "4bit" else "Linear8bitLt") in kinds
@@ -33,8 +34,17 @@ def test_trains_evaluates_and_exports(quantized, tmp_path, bits):
     scores = multilora.evaluate(run, max_examples=4)
     assert scores.after["echo"].loss < scores.before["echo"].loss
     merged = multilora.export_merged(run, tmp_path / "merged")
-    exact = run.load_model(quantized=False).eval()
+    assert "merged into the dequantized weights" in caplog.text
     ids = torch.arange(3, 27).reshape(2, 12)
+    exact = run.load_model(quantized=False).eval()
+    with torch.no_grad():
+        original = exact(ids).logits
+        for name, module in run.load_base().named_modules():  # the adapter was trained on the quantized weights
+            backend = resolve_quantization_backend(module)
+            if backend is not None:
+                layer = exact.get_base_model().get_submodule(name)
+                layer.set_base_weight(backend.get_base_weight(module).float())
+    assert (exact(ids).logits - original).abs().max() > 1e-3
     with torch.no_grad():
         from transformers import AutoModelForCausalLM
 

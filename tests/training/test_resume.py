@@ -42,7 +42,13 @@ def weights(run):
 
 
 def logged(run):
-    timing = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "tokens_per_second")
+    timing = (
+        "train_runtime",
+        "train_samples_per_second",
+        "train_steps_per_second",
+        "tokens_per_second",
+        "eval_seconds",
+    )
     return [{key: value for key, value in line.items() if key not in timing} for line in run.metrics]
 
 

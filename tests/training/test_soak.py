@@ -34,7 +34,7 @@ KINDS = (
     *("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "full disk", "read-only"),
     *("damage", "clock", "second process", "memory"),
 )
-TIMING = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "tokens_per_second")
+TIMING = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "tokens_per_second", "eval_seconds")
 LEAST = 2
 SEED = 0
 # Mounts the file system of the run, and copies it out at the end; it vanishes with the namespace.

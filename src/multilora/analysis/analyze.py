@@ -24,16 +24,26 @@ def analyze(run: Run | str | Path) -> Spectrum:
     """
     run = run if isinstance(run, Run) else Run(run)
     run.check_writable()
-    # These import torch, which takes seconds: the run is checked before.
     from multilora.analysis.figures import draw_spectra
-    from multilora.analysis.spectrum import adapter_spectrum, difference_spectrum
 
     method = run.recipe.adapter.method
-    if method == FULL:
-        spectrum = difference_spectrum(run.load_base(), run.load_model(), method)
-    else:
-        spectrum = adapter_spectrum(run.load_model(), method)
+    spectrum = spectrum_of(run)
     with atomic_folder(run.path / "analysis") as folder:
         write_json(folder / "spectrum.json", spectrum.as_dict())
         draw_spectra({method: spectrum}, folder / "spectrum.png")
     return spectrum
+
+
+def spectrum_of(run: Run) -> Spectrum:
+    """Compute what `analyze` computes, without writing it.
+
+    Raises:
+        AdapterError: the method has no additive weight update.
+    """
+    # This imports torch, which takes seconds: the run is checked before.
+    from multilora.analysis.spectrum import adapter_spectrum, difference_spectrum
+
+    method = run.recipe.adapter.method
+    if method == FULL:
+        return difference_spectrum(run.load_base(), run.load_model(), method)
+    return adapter_spectrum(run.load_model(), method)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from multilora.cli import analyze, demo, evaluate, export, nano, plan, samples, schema, tasks, train
+from multilora.cli import analyze, demo, evaluate, export, nano, plan, prune, samples, schema, study, tasks, train
 
 app = typer.Typer(
     name="multilora",
@@ -20,6 +20,8 @@ app.command("eval")(evaluate.evaluate)
 app.command("samples")(samples.samples)
 app.command("analyze")(analyze.analyze)
 app.command("export")(export.export)
+app.command("prune")(prune.prune)
+app.command("study")(study.study)
 app.command("tasks")(tasks.tasks)
 app.command("schema")(schema.schema)
 app.add_typer(nano.app, name="nano")

@@ -33,7 +33,7 @@ def demo(
 
 def _show(comparison: Comparison) -> None:
     from multilora.cli.show import percent, table
-    from multilora.study.compare import mean_loss, mean_value
+    from multilora.study.means import mean_loss, mean_value
 
     columns = ["method", "trainable", "seconds", *comparison.base, "mean", "mean loss", "effective rank"]
     rows = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +22,11 @@ COUNTS = {
     "near_ties": "questions were decided by less than rounding",
     "end_scored": "questions have a choice that begins another, so their end tokens were scored too",
     "unfinished": "responses reached evaluation.max_new_tokens",
+    "fewer_shots": "prompts have fewer shots, because all of them do not fit",
 }
+# Kinds of parts with more members, such as MMLU's 57 subjects, are only in the JSON.
+SHOWN_PARTS = 8
+TITLE = "scores in percent with 95 % intervals; loss in nats per response token"
 
 
 def evaluate(
@@ -35,6 +39,19 @@ def evaluate(
     max_examples: Annotated[
         int | None, typer.Option("--max-examples", min=1, help="Per task; overrides the recipe.")
     ] = None,
+    shots: Annotated[
+        int | None, typer.Option("--shots", min=0, help="Examples before each question; overrides the recipe.")
+    ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option("--harness", metavar="TASKS", help="Score these tasks of lm-eval instead, separated by commas."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="With --harness: only the first documents of each task.")
+    ] = None,
+    include_path: Annotated[
+        str | None, typer.Option("--include-path", metavar="FOLDER", help="With --harness: more task definitions.")
+    ] = None,
     samples: Annotated[
         str | None,
         typer.Option("--samples", metavar="FOLDER", help="Keep all questions and answers; a run alone keeps them."),
@@ -45,16 +62,26 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Score a run on every task, before and after training; or score and compare several models."""
+    _check_options(
+        {"--max-examples": max_examples, "--samples": samples, "--diff": diff or None} if harness is not None else {},
+        "with --harness",
+    )
+    _check_options({"--limit": limit, "--include-path": include_path} if harness is None else {}, "without --harness")
+    if harness is not None:
+        from multilora.cli.harness import show_harness
+
+        show_harness(models, harness, tasks, shots=shots, limit=limit, include_path=include_path, json=json)
+        return
     if diff:
         _show_difference(models, json)
         return
     if len(models) == 1 and tasks is None and samples is None and _is_run(Path(models[0])):
-        _show_run(models[0], max_examples, json)
+        _show_run(models[0], max_examples, shots, json)
         return
     from multilora.cli.show import show_json
     from multilora.runs.evaluate import evaluate_models
 
-    scores = evaluate_models(models, tasks, max_examples=max_examples, samples=samples)
+    scores = evaluate_models(models, tasks, max_examples=max_examples, shots=shots, samples=samples)
     if not is_main_process():
         return
     if json:
@@ -70,11 +97,20 @@ def _is_run(path: Path) -> bool:
     return not path.exists() or (path / RECIPE_FILE).exists()
 
 
-def _show_run(path: str, max_examples: int | None, json: bool) -> None:
-    from multilora.cli.show import show_json, table
+def _check_options(options: Mapping[str, Any], when: str) -> None:
+    """Refuse options that would have no effect."""
+    from multilora.errors import InputError
+
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise InputError(f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect {when}; leave it out")
+
+
+def _show_run(path: str, max_examples: int | None, shots: int | None, json: bool) -> None:
+    from multilora.cli.show import show_json
     from multilora.runs.evaluate import evaluate as evaluate_run
 
-    evaluation = evaluate_run(path, max_examples=max_examples)
+    evaluation = evaluate_run(path, max_examples=max_examples, shots=shots)
     if not is_main_process():
         return
     if json:
@@ -82,48 +118,71 @@ def _show_run(path: str, max_examples: int | None, json: bool) -> None:
         return
     rows = []
     for name, after in evaluation.after.items():
-        before = evaluation.before[name]
-        rows.append([name, after.metric, f"{after.n:,}", *_cells(before, after)])
-        for metric in list(after.metrics)[1:]:
-            values = [f"{100 * score.metrics[metric]:.1f}" for score in (before, after)]
-            rows.append(["", metric, "", *values, "", ""])
-    columns = ["task", "metric", "n", "before", "after", "loss before", "loss after"]
-    table("scores in percent with 95 % intervals; loss in nats per response token", columns, rows)
+        scores = [evaluation.before[name], after]
+        losses = [f"{score.loss:.3f}" for score in scores]
+        rows.append([name, after.metric, f"{after.n:,}", *_percents(scores), *losses, after.protocol])
+        rows += [[*row, "", "", ""] for row in _more_rows(scores)]
+    _table(["before", "after", "loss before", "loss after"], rows, list(evaluation.after.values()))
     _show_counts({"": evaluation.after})
     print(f"weights of step {evaluation.weights_of_step:,}")
 
 
-def _cells(before: TaskScore, after: TaskScore) -> list[str]:
+def _show_models(scores: Mapping[str, Mapping[str, TaskScore]]) -> None:
+    rows = []
+    firsts = next(iter(scores.values()))
+    for name, first in firsts.items():
+        found = [of_model[name] for of_model in scores.values()]
+        rows.append([name, first.metric, f"{first.n:,}", *_percents(found), first.protocol])
+        rows.append(["", "loss", "", *(f"{score.loss:.3f}" for score in found), ""])
+        rows += [[*row, ""] for row in _more_rows(found)]
+    _table(list(scores), rows, list(firsts.values()))
+    _show_counts(scores)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], scores: Sequence[TaskScore]) -> None:
+    """Print a table whose last column is the protocol; if that is the same for all, it is a line below instead."""
+    from multilora.cli.show import table
+
+    protocols = {score.protocol for score in scores}
+    if len(protocols) > 1:
+        table(TITLE, ["task", "metric", "n", *columns, "protocol"], rows)
+    else:
+        table(TITLE, ["task", "metric", "n", *columns], [row[:-1] for row in rows])
+        print(f"protocol: {protocols.pop()}")
+    if any(score.harness for score in scores):
+        print("lm-eval scores the first documents of a task; the loss is that of multilora's prompts, without answers")
+
+
+def _percents(scores: Sequence[TaskScore]) -> list[str]:
     from multilora.cli.show import percent
 
-    return [percent(before), percent(after), f"{before.loss:.3f}", f"{after.loss:.3f}"]
+    return [percent(score) for score in scores]
 
 
-def _show_models(scores: Mapping[str, Mapping[str, TaskScore]]) -> None:
-    from multilora.cli.show import percent, table
+def _more_rows(scores: Sequence[TaskScore]) -> Iterator[list[str]]:
+    """The rows of the other metrics and of the parts of a task."""
+    first = scores[0]
+    for metric in list(first.metrics)[1:]:
+        yield ["", metric, "", *(f"{100 * score.metrics[metric]:.1f}" for score in scores)]
+    for parts in first.parts.values():
+        if len(parts) <= SHOWN_PARTS:
+            for name, part in parts.items():
+                yield ["", name, f"{part['n']:,}", *(f"{100 * _part(score, name):.1f}" for score in scores)]
 
-    rows = []
-    for name, first in next(iter(scores.values())).items():
-        rows.append([name, first.metric, f"{first.n:,}", *(percent(found[name]) for found in scores.values())])
-        rows.append(["", "loss", "", *(f"{found[name].loss:.3f}" for found in scores.values())])
-        for metric in list(first.metrics)[1:]:
-            rows.append(["", metric, "", *(f"{100 * found[name].metrics[metric]:.1f}" for found in scores.values())])
-    table(
-        "scores in percent with 95 % intervals; loss in nats per response token",
-        ["task", "metric", "n", *scores],
-        rows,
-    )
-    _show_counts(scores)
+
+def _part(score: TaskScore, name: str) -> float:
+    return next(float(parts[name]["value"]) for parts in score.parts.values() if name in parts)
 
 
 def _show_counts(scores: Mapping[str, Mapping[str, TaskScore]]) -> None:
     """Print every count that is not zero."""
     for label, found in scores.items():
         for name, score in found.items():
+            asked = (score.loss_n or score.n) + score.dropped
             for attribute, meaning in COUNTS.items():
                 count = getattr(score, attribute)
                 if count:
-                    print(f"{label + ', ' if label else ''}{name}: {count:,} of {score.n + score.dropped:,} {meaning}")
+                    print(f"{label + ', ' if label else ''}{name}: {count:,} of {asked:,} {meaning}")
 
 
 def _show_difference(models: Sequence[str], json: bool) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multilora.cli.options import AsJson, RunPath
+from multilora.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from multilora.export.proof_result import Proof
+    from multilora.export.servers import NextCommand
 
 
 class Target(StrEnum):
@@ -16,33 +21,130 @@ class Target(StrEnum):
 
     lora = "lora"
     merged = "merged"
+    gguf = "gguf"
+    mlx = "mlx"
 
 
 def export(
-    run: RunPath,
+    source: Annotated[str, typer.Argument(metavar="PATH", help="A finished run, or a folder with a PEFT adapter.")],
     to: Annotated[
-        Target, typer.Option("--to", help="lora: a plain LoRA adapter; merged: the base with the adapter merged.")
+        Target,
+        typer.Option(
+            "--to",
+            help="lora: a plain LoRA, for PEFT and servers; merged: the base with the adapter merged; "
+            "gguf: an adapter for llama.cpp; mlx: an adapter for mlx-lm.",
+        ),
     ],
-    out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder; for gguf, a new file.")],
+    rank: Annotated[
+        int | None, typer.Option("--rank", metavar="K", help="Approximate every update by one of this rank.")
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(
+            "--energy", metavar="E", help="Or by the smallest rank that keeps this share of every update, such as 0.99."
+        ),
+    ] = None,
+    ragged: Annotated[
+        bool, typer.Option("--ragged", help="lora: keep the rank of every module; only PEFT and vLLM read this.")
+    ] = False,
+    per_expert: Annotated[
+        bool,
+        typer.Option("--per-expert", help="lora: one LoRA per expert, not PEFT's stacks, for vLLM and llama.cpp."),
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="BASE", help="Base of a PEFT adapter, if its config names none here."),
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Export a run as a plain LoRA adapter or as a plain model, and verify that it equals the run's model."""
-    from pathlib import Path
-
-    from multilora.cli.show import show_json
+    """Export an adapter for other programs, and verify that the files equal the original."""
+    from multilora.errors import InputError
     from multilora.runs.directory import Run, check_free
+    from multilora.saved_adapter import adapter_folder
 
-    source = Run(run)  # before the seconds that importing torch takes
-    check_free(Path(out))
+    if adapter_folder(Path(source)) != Path(source):
+        Run(source)  # before the seconds that importing torch takes
+    if to is not Target.gguf:
+        check_free(Path(out))
+    if to is Target.merged and (rank is not None or energy is not None):
+        raise InputError(
+            "--rank and --energy lower the rank of an adapter, and a merged model has none; leave them out"
+        )
+    for option, given in (("--ragged", ragged), ("--per-expert", per_expert)):
+        if to is not Target.lora and given:
+            raise InputError(f"{option} is for --to lora, not for --to {to.value}; leave it out")
+    result = _export(source, to, out, rank, energy, base, ragged=ragged, per_expert=per_expert)
+    _show_json(out, result) if json else _show(out, result)
+
+
+def _export(
+    source: str,
+    to: Target,
+    out: str,
+    rank: int | None,
+    energy: float | None,
+    base: str | None,
+    *,
+    ragged: bool,
+    per_expert: bool,
+) -> dict[str, Any]:
+    """Returns `proof`, and what else is known of the export."""
+    from multilora.export.edited import truncated
+    from multilora.export.servers import next_commands
+    from multilora.export.servers_table import Place
+    from multilora.export.source import open_source
+
+    opened = open_source(source, base=base)
+    place = Place(out, opened.base or "BASE", Path(out).stem, source, opened.auto_class)
+    if to is Target.merged:
+        from multilora.export.merge import write_merged
+
+        return {"proof": write_merged(source, out, base=base), "commands": next_commands("merged", place)}
     if to is Target.lora:
         from multilora.export.lora import write_lora
 
-        verification = write_lora(source, out)
-    else:
-        from multilora.export.merge import write_merged
+        written = write_lora(opened, out, rank=rank, energy=energy, ragged=ragged, per_expert=per_expert)
+        return {name: getattr(written, name) for name in ("proof", "rank", "truncation", "effect", "notes", "commands")}
+    from multilora.export.gguf import write_gguf
+    from multilora.export.mlx import write_mlx
 
-        verification = write_merged(source, out)
-    if json:
-        show_json({"folder": out, "verification": verification and asdict(verification)})
-    else:
-        print(out, verification, sep="\n")
+    truncation = None
+    if rank is not None or energy is not None:
+        opened, truncation = truncated(opened, rank=rank, energy=energy)
+    proof = (write_gguf if to is Target.gguf else write_mlx)(opened, out)
+    return {
+        "proof": proof,
+        "truncation": truncation,
+        "commands": next_commands("gguf" if to is Target.gguf else "mlx", place),
+    }
+
+
+def _show_json(out: str, result: dict[str, Any]) -> None:
+    from multilora.cli.show import show_json
+
+    proof: Proof | None = result.pop("proof")
+    values: dict[str, Any] = {"folder": out, "verification": proof and asdict(proof)}
+    for key, value in result.items():
+        items = value if isinstance(value, list) else [value]
+        plain = [asdict(item) if hasattr(item, "__dataclass_fields__") else item for item in items]
+        values[key] = plain if isinstance(value, list) else plain[0]
+    show_json(values)
+
+
+def _show(out: str, result: dict[str, Any]) -> None:
+    from multilora.cli.show import table
+    from multilora.export.proof_result import TABLE_COLUMNS, table_rows
+    from multilora.export.servers import as_lines
+
+    proof: Proof | None = result["proof"]
+    print(out, proof or "not verified: the model reads no tokens", sep="\n")
+    if proof is not None and table_rows(proof):
+        table("export and original", TABLE_COLUMNS, table_rows(proof))
+    if result.get("truncation") is not None:
+        print(result["truncation"])
+    if result.get("effect") is not None:
+        table("effect of the truncation", TABLE_COLUMNS, table_rows(result["effect"]))
+    commands: list[NextCommand] = result.get("commands", [])
+    if commands:
+        print("", *as_lines(commands), sep="\n")

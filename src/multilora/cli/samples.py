@@ -53,11 +53,7 @@ def samples(
         comparison = compare_samples(other, path, task)
         pairs = [(a, b) for a, b in matching_samples(read_samples(other), rows) if a.item_score != b.item_score]
         before, rows = [a for a, _ in pairs], [b for _, b in pairs]
-    shown = [
-        (old, new)
-        for old, new in zip(before, rows, strict=True)
-        if not wrong or new.is_wrong
-    ]
+    shown = [(old, new) for old, new in zip(before, rows, strict=True) if not wrong or new.is_wrong]
     if json:
         show_json([asdict(new) for _, new in shown[:limit]])
         return

@@ -71,12 +71,12 @@ def answer(
     Raises:
         DataError: no example fits.
     """
-    task, generates = items.task, items.task.kind == "generate"
+    task, generates = items.task, items.kind == "generate"
     questions = questions_of(
         renderer,
         items,
         length,
-        answers=task.kind != "loss",
+        answers=items.kind != "loss",
         new_tokens=section.max_new_tokens if generates else 0,
     )
     advance(len(items.examples) - len(questions))
@@ -87,7 +87,7 @@ def answer(
         )
     requests = [request for question in questions for request in (*question.reference, *question.choices)]
     alone: list[Request] = []
-    if task.section.choice_score == "mutual_information":
+    if items.kind == "choice" and task.section.choice_score == "mutual_information":
         empty = renderer.prefix_ids("")
         alone = [Request(empty, request.continuation) for question in questions for request in question.choices]
     requests += alone
@@ -103,7 +103,7 @@ def answer(
     predictions: list[str] = []
     near_ties = unfinished = 0
     writing: _Part | None = None
-    if task.kind == "choice":
+    if items.kind == "choice":
         dtype, kind = _dtype(model), task.section.choice_score
         for question, sums in zip(questions, choice_sums, strict=True):
             texts = question.example["choices"]
@@ -176,7 +176,7 @@ def samples_of(task: Task, renderer: Renderer, answers: Answers, model: str) -> 
                 cluster=task.cluster_of(example),
                 truncated=question.truncated,
                 model=model,
-                higher_is_better=metric is None or metric[1].higher_is_better,
+                higher_is_better=metric is None or not per_item or metric[1].higher_is_better,
             )
         )
     return samples

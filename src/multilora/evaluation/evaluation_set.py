@@ -12,7 +12,7 @@ from multilora.data.mixture import generator
 from multilora.data.render import Renderer
 from multilora.errors import DataError
 from multilora.example import Example
-from multilora.tasks.base import Task
+from multilora.tasks.base import Kind, Task
 from multilora.tasks.splits import load_split
 
 
@@ -23,11 +23,18 @@ class EvaluationSet:
     task: of the examples
     examples: to be answered
     shots: group of the examples (see `Example`) -> solved examples, in order; none without few-shot prompts
+    loss_only: whether the model does not answer, because another protocol scores the task
     """
 
     task: Task
     examples: Sequence[Example]
     shots: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    loss_only: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """How the model answers, see `Task`."""
+        return "loss" if self.loss_only else self.task.kind
 
     @property
     def shot_count(self) -> int:

@@ -78,24 +78,20 @@ def _text_question(
     response = renderer.response_ids(example["response"]) + closing
     texts = [renderer.response_ids(choice) for choice in example["choices"]] if answers else []
     longest = max([response, *(text + closing for text in texts)], key=len)
-    generates = answers and not texts
-    room = length - (max(new_tokens, len(longest)) if generates else len(longest))
-    shots = items.shot_count
-    prefix = renderer.prefix_ids(items.prompt_of(renderer, example, shots))
-    while shots and len(prefix) > room:
-        shots -= 1
-        prefix = renderer.prefix_ids(items.prompt_of(renderer, example, shots))
+    prefix, shots = _prefix(renderer, items, example, length - len(longest))
     context = fit(prefix, longest, length, bos)
     if context is None:
         return None
-    prompt: list[int] = []
-    if generates:
+    truncated, prompt = len(context) < len(prefix), []
+    if answers and not texts:
+        # Must not depend on the length of the reference, which the model is not told.
+        prefix, prompt_shots = _prefix(renderer, items, example, length - new_tokens)
         fitted = fit(prefix, [], length - new_tokens, bos)
         if fitted is None:
             raise DataError(
                 f"evaluation.max_new_tokens: {new_tokens} leaves no room for a prompt in {length} tokens; reduce it"
             )
-        prompt = fitted
+        prompt, shots, truncated = fitted, min(shots, prompt_shots), truncated or len(fitted) < len(prefix)
     # Divided by a length, or compared with its own probability, a choice can be less likely than one that it begins.
     end_scored = items.task.section.choice_score == "sum" and one_begins_another(texts)
     return Question(
@@ -105,9 +101,19 @@ def _text_question(
         [Request(context, text + closing if end_scored else text) for text in texts],
         prompt,
         end_scored,
-        truncated=len(context) < len(prefix) or (bool(prompt) and len(prompt) < len(prefix)),
+        truncated=truncated,
         fewer_shots=shots < items.shot_count,
     )
+
+
+def _prefix(renderer: Renderer, items: EvaluationSet, example: Example, room: int) -> tuple[list[int], int]:
+    """Return the tokens before the response, with as many shots as fit into `room`, and the number of these."""
+    shots = items.shot_count
+    prefix = renderer.prefix_ids(items.prompt_of(renderer, example, shots))
+    while shots and len(prefix) > room:
+        shots -= 1
+        prefix = renderer.prefix_ids(items.prompt_of(renderer, example, shots))
+    return prefix, shots
 
 
 def _chat_question(renderer: Renderer, example: Example, index: int, length: int) -> Question | None:

@@ -40,7 +40,7 @@ class Sample:
     cluster: see `Task.cluster_of`
     truncated: whether the prompt was truncated
     model: label of the model, such as `base`
-    higher_is_better: False if the score is an error rate
+    higher_is_better: False if the score is an error: 0 is best
     """
 
     task: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,15 @@ Scores = dict[str, TaskScore]
 Keep = Callable[[Task, Answers], None]
 
 
-def evaluation_sets(recipe: Recipe, max_examples: int) -> dict[str, EvaluationSet]:
+def evaluation_sets(recipe: Recipe, max_examples: int, loss_only: Collection[str] = ()) -> dict[str, EvaluationSet]:
     """Load the evaluation examples of every task, and their shots: a fixed random subset of at most `max_examples`.
 
     A task that is scored by groups keeps complete groups: at least one, and as many as fit into `max_examples`.
+
+    Args:
+        recipe: its tasks, and `evaluation`
+        max_examples: per task
+        loss_only: names of the tasks of which only the loss is measured
 
     Raises:
         RecipeError: the data of some tasks cannot be used; one problem per task.
@@ -54,7 +59,7 @@ def evaluation_sets(recipe: Recipe, max_examples: int) -> dict[str, EvaluationSe
             else:
                 subset = rng.permutation(len(dataset))[:max_examples]
             dataset = dataset.select(np.sort(subset))
-        sets[section.name] = EvaluationSet(task, dataset.to_list(), shots)
+        sets[section.name] = EvaluationSet(task, dataset.to_list(), shots, section.name in loss_only)
     if problems:
         raise RecipeError(problems, "data")
     return sets

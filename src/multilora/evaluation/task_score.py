@@ -18,7 +18,7 @@ class TaskScore:
     n: number of examples
     loss: mean nats per response token, including the end token, in this package's prompts
     loss_n: number of examples of the loss; None if they are those of the value
-    truncated: number of prompts that were truncated on the left
+    truncated: number of prompts that were truncated on the left; this and the other counts are of the loss with lm-eval
     dropped: number of examples dropped because a response alone is too long, as in training
     near_ties: questions whose two most likely choices are closer than rounding
     end_scored: questions with a choice that begins another, whose end tokens are therefore scored too

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from multilora.analysis.low_rank import layer_factors
 from multilora.errors import AdapterError
+from multilora.export.verify import check_finite
 from multilora.saved_adapter import UNCHANGED_BASE
 
 PREFIX = "base_model.model."
@@ -87,6 +88,9 @@ class AdapterFactors:
     bias: which biases were trained, in LoRA's words: none, all or lora_only
     token_indices: as in the adapter's config
     module_names: of all modules of the base
+    parameter_names: of the parameters of the base, in the order of their definition
+    config: of the base, from transformers; None if it is another model
+    branches: number of branches of a MultiLoRA adapter; the ranks of a branch are next to each other. 1 for LoRA
     """
 
     modules: dict[str, Factors] = field(default_factory=dict)
@@ -104,12 +108,20 @@ class AdapterFactors:
     bias: str = "none"
     token_indices: Any = None
     module_names: list[str] = field(default_factory=list)
+    parameter_names: list[str] = field(default_factory=list)
+    config: Any = None
+    branches: int = 1
 
     def matrices(self) -> Iterator[tuple[str, Factors]]:
         """All updates by name; a stack of experts is one item."""
         yield from self.modules.items()
         yield from self.parameters.items()
         yield from self.experts.items()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by a name for messages."""
+        parts = {f"{name} ({part})": getattr(item, part) for name, item in self.matrices() for part in ("down", "up")}
+        return parts | self.saved | {f"{name} (trained tokens)": item.rows for name, item in self.tokens.items()}
 
     @property
     def largest_rank(self) -> int:
@@ -127,7 +139,7 @@ def adapter_factors(model: PeftModel, adapter_name: str = "default") -> AdapterF
 
     Raises:
         AdapterError: there is no such adapter, it is merged into the base, its method has no low-rank factors (DoRA,
-            IA3, ...), or its initialisation changed the base (PiSSA, ...).
+            IA3, ...), its initialisation changed the base (PiSSA, ...), or a weight is NaN or infinite.
     """
     config = model.peft_config.get(adapter_name)
     if config is None:
@@ -143,6 +155,9 @@ def adapter_factors(model: PeftModel, adapter_name: str = "default") -> AdapterF
         bias=str(getattr(config, "bias", "none")).replace("multilora_only", "lora_only"),
         token_indices=getattr(config, "trainable_token_indices", None),
         module_names=_base_names(base),
+        parameter_names=[base_key(name) for name, _ in base.named_parameters() if "lora_" not in name],
+        config=getattr(base, "config", None),
+        branches=getattr(config, "num_branches", 1),
     )
     owners = Counter(id(item) for module in base.modules() for item in module._parameters.values() if item is not None)
     own_keys: set[str] = set()  # the entries of the checkpoint that are the updates
@@ -167,6 +182,7 @@ def adapter_factors(model: PeftModel, adapter_name: str = "default") -> AdapterF
         if any(owners[id(item)] > 1 for item in inner._parameters.values() if item is not None):
             result.tied.add(name)
     result.saved = _saved(model, adapter_name, own_keys)
+    check_finite(result.tensors())
     if not (result.largest_rank or result.tokens or result.saved):
         raise AdapterError(f"adapter {adapter_name!r} of method `{method}` changes no weight of its base")
     return result
@@ -174,12 +190,18 @@ def adapter_factors(model: PeftModel, adapter_name: str = "default") -> AdapterF
 
 def _base_names(base: nn.Module) -> list[str]:
     """The names of the modules that the base has without adapters."""
-    added = ("lora_", "multilora_", "modules_to_save", "original_module", "token_adapter", "base_layer")
-    names = [name for name, _ in base.named_modules() if name]
-    return [name for name in names if not any(part.startswith(added) for part in name.split("."))]
+    added, wrapping = ("lora_", "multilora_", "modules_to_save"), ("base_layer", "original_module", "token_adapter")
+    names = [name.split(".") for name, _ in base.named_modules() if name]
+    kept = [parts for parts in names if not any(part.startswith(added) for part in parts)]
+    return list(dict.fromkeys(".".join(part for part in parts if part not in wrapping) for parts in kept))
 
 
 def check_initialisation(config: Any) -> None:
+    """Check that attaching an adapter with this config leaves the base as it is.
+
+    Raises:
+        AdapterError: it moves a part of the base into the adapter (PiSSA, OLoRA, ...).
+    """
     initialisation = getattr(config, "init_lora_weights", None)
     if initialisation not in UNCHANGED_BASE:
         raise AdapterError(

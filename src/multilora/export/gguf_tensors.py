@@ -9,13 +9,12 @@ is scaled by `adapter.lora.alpha` / rank.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from multilora.errors import AdapterError
-from multilora.export.factors import TO_MERGED, AdapterFactors, Factors
-from multilora.export.unstack import split_projections
+from multilora.export.factors import TO_MERGED, AdapterFactors
+from multilora.export.update_files import module_updates, vocabulary_error
 
 EMBEDDING, HEAD = "token_embd", "output"  # llama.cpp's names
 
@@ -44,50 +43,48 @@ FAMILIES = {
 }
 
 
-def family_of(config: Any) -> Family:
-    """Return the family of a base.
+def family_of(factors: AdapterFactors) -> Family:
+    """Return the family of an adapter's base.
 
     Raises:
         AdapterError: this architecture is left to llama.cpp's own converter.
     """
-    family = FAMILIES.get(config.model_type)
+    model_type = getattr(factors.config, "model_type", None)
+    family = FAMILIES.get(str(model_type))
     if family is None:
+        lora = "--to lora --per-expert" if factors.experts else "--to lora"
         raise AdapterError(
-            f"model type `{config.model_type}` cannot be exported to GGUF, only {', '.join(sorted(FAMILIES))}; export "
-            "with --to lora instead, and convert the folder with llama.cpp: "
-            "python convert_lora_to_gguf.py --base BASE_FOLDER --outtype f32 LORA_FOLDER"
+            f"model type `{model_type}` cannot be exported to GGUF, only {', '.join(sorted(FAMILIES))}; export with "
+            f"{lora} to a folder LORA instead, and convert that with llama.cpp: python convert_lora_to_gguf.py "
+            f"--base {factors.base or 'BASE'} --outtype f32 --outfile LORA.gguf LORA"
         )
     return family
 
 
-def gguf_tensors(factors: AdapterFactors, config: Any) -> tuple[dict[str, Tensor], int]:
+def gguf_tensors(factors: AdapterFactors) -> tuple[dict[str, Tensor], int]:
     """Return the tensors of the GGUF adapter by name, and `adapter.lora.alpha`.
 
     Alpha is the largest rank, and the up-projections of smaller ranks are scaled accordingly.
 
     Args:
         factors: what the adapter changes
-        config: of the base
 
     Raises:
         AdapterError: llama.cpp has no such architecture here, or cannot add something that the adapter changes.
     """
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
-    family = family_of(config)
-    _check_only_updates(factors)
+    family, config = family_of(factors), factors.config
     architecture = {name: item for item, name in MODEL_ARCH_NAMES.items()}[family.architecture]
     names = get_tensor_name_map(MODEL_ARCH(architecture), config.num_hidden_layers)
     alpha = factors.largest_rank
     tensors: dict[str, Tensor] = {}
-    updates: dict[str, Factors] = {**factors.modules, **split_projections(factors, config.model_type)}
-    updates |= {name.removesuffix(".weight"): update for name, update in factors.parameters.items()}
-    for module, update in updates.items():
+    for module, update in module_updates(factors, "a GGUF adapter").items():
         name = names.get_name(module)
         if name is None:
             raise AdapterError(f"{module}: llama.cpp's `{family.architecture}` has no such weight; {TO_MERGED}")
-        if name in (EMBEDDING, HEAD):
-            _check_vocabulary(module, factors, config)
+        if name in (EMBEDDING, HEAD) and (module in factors.tied or config.tie_word_embeddings):
+            raise vocabulary_error(module, "llama.cpp")
         down, up = update.down, update.up * (update.rank / alpha)
         if module in factors.embeddings:
             down = down.mT  # llama.cpp looks up rows of it
@@ -100,28 +97,5 @@ def gguf_tensors(factors: AdapterFactors, config: Any) -> tuple[dict[str, Tensor
 
 
 def reordered(rows: Tensor, heads: int) -> Tensor:
-    """Reorder [heads * d_head, ...] so that the two halves of every head, which rotate together, alternate."""
-    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-
-
-def _check_only_updates(factors: AdapterFactors) -> None:
-    replaced = sorted(factors.saved) + sorted(factors.tokens)
-    if replaced:
-        more = f" and {len(replaced) - 1} more" if len(replaced) > 1 else ""
-        raise AdapterError(
-            f"{replaced[0]}{more}: the adapter replaces these weights (modules_to_save, biases, token indices or new "
-            f"tokens), and a GGUF adapter can only add low-rank updates; {TO_MERGED} and convert the folder"
-        )
-
-
-def _check_vocabulary(module: str, factors: AdapterFactors, config: Any) -> None:
-    if module in factors.tied or config.tie_word_embeddings:
-        raise AdapterError(
-            f"{module}: its weight is both the embedding and the head, and llama.cpp cannot change one of them alone; "
-            f"{TO_MERGED}"
-        )
-    if f"{module}.weight" in factors.parameters:
-        raise AdapterError(
-            f"{module}.weight: adapted by target_parameters; train it by target_modules to export it to GGUF, or "
-            f"{TO_MERGED}"
-        )
+    """Reorder [heads * d_head, rank] so that the two halves of every head, which rotate together, alternate."""
+    return rows.reshape(heads, 2, -1, rows.shape[1]).transpose(1, 2).reshape(rows.shape)

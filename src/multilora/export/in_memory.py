@@ -1,70 +1,30 @@
-"""Verify the export of a `PeftModel` in memory, on the weights of its base and without changing it."""
+"""Copies of a `PeftModel` in memory that share its parameters."""
 
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Collection
-from importlib.metadata import version
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
-from transformers import PreTrainedModel
 
 from multilora.errors import RunError
 from multilora.export.factors import base_key
-from multilora.export.prompts import random_prompts
-from multilora.export.proof_compare import compare, tolerance_of
-from multilora.export.proof_outputs import outputs_of
-from multilora.export.proof_result import Proof
-from multilora.modeling import max_positions, uses_flash_attention
 from multilora.peft_method import MultiLoraLayer
-
-logger = logging.getLogger(__name__)
 
 NOT_EQUAL = "The files load as another adapter. Export the run with --to merged, and report this as a bug"
 
 
-def verify_in_memory(
-    model: PeftModel, folder: Path, adapter_name: str, saved_names: Collection[str]
-) -> Proof | None:
-    """Compare a LoRA in a folder with the MultiLoRA adapter of a model, on random tokens in the model's precision.
-
-    Args:
-        model: unchanged afterwards
-        folder: with the exported adapter
-        adapter_name: of the adapter
-        saved_names: names of the exported tensors, in the checkpoint or in the base
-
-    Returns:
-        the proof, or None if the base is not a transformers model that reads tokens
-
-    Raises:
-        RunError: they differ.
-    """
-    base = model.get_base_model()
-    if not isinstance(base, PreTrainedModel) or base.main_input_name != "input_ids":
-        logger.warning("%s does not read tokens, so only the files of the export are checked", type(base).__name__)
-        return None
-    prompts = random_prompts(base.config.get_text_config().vocab_size, max_positions(base.config))
-    tolerance = tolerance_of(base)
+@contextmanager
+def unchanged_gradients(model: nn.Module) -> Iterator[None]:
+    """Restore which parameters need gradients, which PEFT changes when it activates or loads an adapter."""
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        original = shared_copy(model)
-        original.base_model.enable_adapter_layers()
-        original.set_adapter(adapter_name)
-        # Before the first call of either, because PEFT reads the state of the base when it loads an adapter, and
-        # bitsandbytes then undoes its repacking for the CPU, with a loss of precision.
-        lora = load_lora(bare_base(original, saved_names), folder)
-        for item in (original, lora):
-            if uses_flash_attention(item):
-                item.set_attn_implementation("eager")  # flash attention supports neither float32 nor the CPU
-        reference = outputs_of(original, prompts)
-        reader = f"PEFT {version('peft')}, on the base in memory"
-        return compare(outputs_of(lora, prompts), reference, prompts, tolerance, NOT_EQUAL, reader)
+        yield
     finally:
         for parameter, required in trainable:
             parameter.requires_grad_(required)

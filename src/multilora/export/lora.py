@@ -1,106 +1,184 @@
-"""Export MultiLoRA as a plain LoRA of rank n*r.
-
-The scales are folded into the up-projections, which gives B_eff (`multilora.functional`). B_eff A is then a LoRA of
-rank n*r with alpha = n*r, that is, with scaling 1. This is exact except for rounding in the folding: there is no
-decomposition.
-"""
+"""Export an adapter as one LoRA that every reader of LoRA understands; see `multilora.export.universal`."""
 
 from __future__ import annotations
 
-import re
-from contextlib import nullcontext
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.utils.other import ModulesToSaveWrapper
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import save
 
-from multilora.errors import AdapterError, RunDirectoryError
+from multilora.errors import AdapterError
+from multilora.export.card import add_card
+from multilora.export.edited import EditedSource, measured_effect, truncated
+from multilora.export.factors import AdapterFactors, adapter_factors
 from multilora.export.folder import new_folder
-from multilora.export.in_memory import NOT_EQUAL, load_lora, verify_in_memory
-from multilora.export.prompts import run_prompts
-from multilora.export.verify import (
-    LOOSEST,
-    TOLERANCES,
-    Verification,
-    check_files,
-    check_finite,
-    compare,
-    float32,
-    prompt_logits,
-)
+from multilora.export.lora_proof import prove_lora
+from multilora.export.proof_result import Proof
+from multilora.export.servers import NextCommand
+from multilora.export.source import Source, open_source
+from multilora.export.truncate import Truncation, check_size
+from multilora.export.universal import lora_files
+from multilora.export.unstack import unstack
+from multilora.export.verify import check_files, check_finite
 from multilora.foreign_errors import own_errors
-from multilora.methods import FULL
-from multilora.peft_method import MultiLoraConfig, MultiLoraLayer, ParamWrapper
-from multilora.runs.directory import Run
+from multilora.modeling import load_tokenizer
+from multilora.peft_method import MultiLoraConfig
+from multilora.recipe.schema import ModelSection
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def lora_state(
-    model: PeftModel, adapter_name: str = "default", *, save_embedding_layers: bool | str = "auto"
-) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Return the LoRA config and the checkpoint entries that are equivalent to a MultiLoRA adapter.
+@dataclass(frozen=True)
+class LoraExport:
+    """What was written.
 
-    Entries other than branches (trained biases, `modules_to_save`) are copied unchanged. `save_embedding_layers` is
-    passed to PEFT: `"auto"` adds the embeddings of a resized vocabulary.
+    folder: the adapter
+    rank: of every update
+    proof: the comparison with the original; None if the model of a `PeftModel` reads no tokens
+    truncation: what a lower rank loses in the weights; None without one
+    effect: what it changes in the outputs; None without truncation, or if the model reads no tokens
+    notes: what users should know, such as what readers other than PEFT do not read
+    commands: what to do next, per program
+    """
+
+    folder: Path
+    rank: int
+    proof: Proof | None
+    truncation: Truncation | None
+    effect: Proof | None
+    notes: list[str]
+    commands: list[NextCommand]
+
+
+@own_errors
+def export_lora(
+    source: Any,
+    out: str | Path,
+    adapter_name: str = "default",
+    *,
+    base: str | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    ragged: bool = False,
+    per_expert: bool = False,
+) -> Path:
+    """Write a MultiLoRA or LoRA adapter as a plain LoRA, exactly unless a lower rank is asked for.
+
+    All modules get one rank, `lora_alpha` is that rank, and all constants and scales are in B. The files are read again
+    by stock PEFT and compared with the original, see `multilora.export.proof`.
+
+    Args:
+        source: a `Run`, a run directory, the folder of a PEFT adapter, or a `PeftModel`, which is not changed
+        out: a new folder
+        adapter_name: the adapter of a `PeftModel`
+        base: see `multilora.export.source.open_source`
+        rank: approximate every update by one of this rank
+        energy: or by the smallest rank that keeps this share of every update's squared norm, such as 0.99
+        ragged: keep the rank of every module, in `rank_pattern` and `alpha_pattern`, which few readers read
+        per_expert: write the updates of stacked experts per expert and projection, see `multilora.export.unstack`
+
+    Returns:
+        the folder
 
     Raises:
-        AdapterError: the adapter is not MultiLoRA.
+        AdapterError: the method has no low-rank factors, the adapter is merged into the base, damaged or of another
+            base, or a weight is NaN or infinite.
+        InputError: `rank` or `energy` is out of range.
+        RunDirectoryError: `out` is taken or cannot be written, or `source` is not a finished run.
+        RunError: the files differ from the original; nothing is written.
     """
-    config = model.peft_config.get(adapter_name)
-    if not isinstance(config, MultiLoraConfig):
-        problem = "does not exist" if config is None else f"has a {type(config).__name__}"
-        raise AdapterError(
-            f"adapter {adapter_name!r} {problem}, expected a MultiLoraConfig; export it merged, or use it unchanged if "
-            "it is already a LoRA"
+    opened = open_source(source, base=base, adapter_name=adapter_name)
+    write_lora(opened, out, rank=rank, energy=energy, ragged=ragged, per_expert=per_expert)
+    return Path(out)
+
+
+def write_lora(
+    source: Source,
+    out: str | Path,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    ragged: bool = False,
+    per_expert: bool = False,
+) -> LoraExport:
+    """Do the work of `export_lora`."""
+    if rank is not None or energy is not None:
+        check_size(rank, energy)
+    with new_folder(Path(out)) as folder:
+        truncation, effect = None, None
+        if rank is not None or energy is not None:
+            source, truncation = truncated(source, rank=rank, energy=energy)
+        factors = source.factors()
+        if per_expert:
+            factors = unstack(factors)
+        write_adapter(factors, folder, ragged=ragged)
+        copy_tokenizer(source, folder)
+        prompts = source.prompts()
+        if isinstance(source, EditedSource) and truncation is not None:
+            effect = measured_effect(source, prompts)
+        proof = prove_lora(source, folder, prompts)
+        notes = notes_on(factors)
+        for note in notes:
+            logger.warning("%s: %s", source.label, note)
+        if truncation is not None:
+            notes.append(f"Truncated to {truncation}.")
+        commands = add_card(source, folder, Path(out), "lora", proof, notes)
+    return LoraExport(Path(out), factors.largest_rank, proof, truncation, effect, notes, commands)
+
+
+def write_adapter(factors: AdapterFactors, folder: Path, *, ragged: bool = False) -> None:
+    """Write the config and the tensors of a LoRA into a folder, and read them again.
+
+    Raises:
+        AdapterError: a weight is NaN or infinite.
+        RunError: the file on the disk is not what was written.
+    """
+    config, state = lora_files(factors, ragged=ragged)
+    check_finite(state)
+    for name in ("target_modules", "exclude_modules"):  # sets, whose order in the file would change from run to run
+        setattr(config, name, sorted(getattr(config, name) or ()) or None)
+    config.save_pretrained(str(folder))
+    # Not `save_file`, which leaves a file that only its owner can read.
+    (folder / WEIGHTS_FILE).write_bytes(save(state, metadata={"format": "pt"}))
+    check_files(folder, state)
+
+
+def copy_tokenizer(source: Source, folder: Path) -> None:
+    """Save the tokenizer of a source beside its export, for readers that look for one there."""
+    place = source.tokenizer_folder()
+    if place is None:
+        logger.warning("%s: no tokenizer is known, so none is written", source.label)
+        return
+    section = source.section or ModelSection(name_or_path=place)
+    load_tokenizer(section, place).save_pretrained(str(folder))
+
+
+def notes_on(factors: AdapterFactors) -> list[str]:
+    """Say what of an adapter only PEFT reads."""
+    notes = []
+    if factors.saved or factors.tokens:
+        notes.append(
+            f"It also has trained weights that are no LoRA ({_some([*factors.saved, *factors.tokens])}). PEFT reads "
+            "them; most servers refuse or drop them and need the model exported with --to merged."
         )
-    ranks: dict[str, int] = {}
-    state: dict[str, Tensor] = {}
-    branch_keys: set[str] = set()
-    for name, module in model.get_base_model().named_modules():
-        if not isinstance(module, MultiLoraLayer) or adapter_name not in module.multilora_A:
-            continue
-        with torch.no_grad():
-            down, up = module.effective_factors(adapter_name)
-        key = f"base_model.model.{name}"
-        branch_keys |= {f"{key}.{part}" for part in module.adapter_layer_names}
-        ranks[module.full_name(name) if isinstance(module, ParamWrapper) else name] = down.shape[-2]
-        if down.dim() == 3:  # PEFT's layout for stacked experts: [experts * rank, d_in] and [d_out, rank * experts]
-            down, up = down.flatten(0, 1), up.permute(1, 2, 0).flatten(1)
-        # The scales are folded in float32. Casting B_eff to a lower precision would round them away.
-        state[f"{key}.lora_A.weight"] = down.detach().cpu().clone()
-        state[f"{key}.lora_B.weight"] = up.detach().cpu().contiguous()
-    saved = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=save_embedding_layers)
-    state |= {key: value.detach().cpu() for key, value in saved.items() if key not in branch_keys}
-    return _lora_config(config, ranks), state
-
-
-def _lora_config(config: MultiLoraConfig, ranks: dict[str, int]) -> LoraConfig:
-    common = max(set(ranks.values()), key=list(ranks.values()).count)
-    rank_pattern = {rf"^{re.escape(name)}$": rank for name, rank in ranks.items() if rank != common}
-    return LoraConfig(
-        r=common,
-        lora_alpha=common,
-        lora_dropout=config.lora_dropout,
-        rank_pattern=rank_pattern,
-        alpha_pattern=dict(rank_pattern),
-        target_modules=config.target_modules,
-        target_parameters=config.target_parameters,
-        exclude_modules=config.exclude_modules,
-        layers_to_transform=config.layers_to_transform,
-        layers_pattern=config.layers_pattern,
-        bias="lora_only" if config.bias == "multilora_only" else config.bias,
-        modules_to_save=config.modules_to_save,
-        trainable_token_indices=config.trainable_token_indices,
-        task_type=config.task_type,
-        base_model_name_or_path=config.base_model_name_or_path,
-        revision=config.revision,
-        inference_mode=True,
-    )
+    if factors.tied:
+        notes.append(
+            f"It changes {_some(sorted(factors.tied))}, whose weight the base shares with another module. PEFT changes "
+            "only this one until it merges, which changes both; llama.cpp and OpenVINO drop the update. They need the "
+            "model exported with --to merged."
+        )
+    if factors.experts:
+        notes.append(
+            f"The updates of stacked experts ({_some(list(factors.experts))}) are in PEFT's layout. vLLM and "
+            "llama.cpp's converter read one LoRA per expert: export again with --per-expert."
+        )
+    return notes
 
 
 def convert_to_lora(model: PeftModel) -> PeftModel:
@@ -112,9 +190,11 @@ def convert_to_lora(model: PeftModel) -> PeftModel:
     Raises:
         AdapterError: an adapter is not MultiLoRA or is merged into the base.
     """
-    _check_unmerged(model, "convert_to_lora")
+    for name, config in model.peft_config.items():
+        if not isinstance(config, MultiLoraConfig):
+            raise AdapterError(f"adapter {name!r} has a {type(config).__name__}, expected a MultiLoraConfig")
     active, training = list(model.active_adapters), model.training
-    adapters = {name: lora_state(model, name, save_embedding_layers=False) for name in model.peft_config}
+    adapters = {name: lora_files(adapter_factors(model, name), ragged=True) for name in model.peft_config}
     trainable = any(parameter.requires_grad for name, parameter in model.named_parameters() if "multilora_" in name)
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
@@ -123,6 +203,7 @@ def convert_to_lora(model: PeftModel) -> PeftModel:
     base = model.unload()
     for name, (config, state) in adapters.items():
         config.inference_mode = model.peft_config[name].inference_mode
+        config.lora_dropout = model.peft_config[name].lora_dropout
         if lora is None:
             lora = get_peft_model(base, config, adapter_name=name)
         else:
@@ -135,70 +216,5 @@ def convert_to_lora(model: PeftModel) -> PeftModel:
     return lora.train(training)
 
 
-@own_errors
-def export_lora(source: Any, out: str | Path, adapter_name: str = "default") -> Path:
-    """Write a MultiLoRA adapter as a plain LoRA adapter that stock PEFT loads.
-
-    The export is verified, see `multilora.export.verify`.
-
-    Args:
-        source: a `Run`, a run directory, or a `PeftModel`
-        out: a new folder
-        adapter_name: the adapter of a `PeftModel`
-
-    Returns:
-        the folder
-
-    Raises:
-        AdapterError: not a MultiLoRA adapter, it is merged into the base, or a weight is NaN or infinite.
-        RunDirectoryError: `out` is taken or cannot be written, or `source` is not a finished run.
-        RunError: the export differs from the original; nothing is written.
-    """
-    write_lora(source, out, adapter_name)
-    return Path(out)
-
-
-def write_lora(source: Any, out: str | Path, adapter_name: str = "default") -> Verification | None:
-    """Do the work of `export_lora`; returns the verification, or None if the model of a `PeftModel` reads no tokens."""
-    if isinstance(source, str | Path):
-        source = Run(source)
-    if isinstance(source, Run) and source.recipe.adapter.method == FULL:
-        raise RunDirectoryError(f"{source.path}: method `full` has no adapter to convert; export it merged")
-    with new_folder(Path(out)) as folder:
-        if isinstance(source, Run):
-            return _write_run(source, folder)
-        _check_unmerged(source, "export_lora")
-        state = _write(source, folder, adapter_name)
-        return verify_in_memory(source, folder, adapter_name, state)
-
-
-def _write_run(run: Run, folder: Path) -> Verification:
-    prompts = run_prompts(run)
-    model = run.load_model()
-    _write(model, folder, "default")
-    quantized = getattr(model, "is_quantized", False)
-    tolerance = LOOSEST if quantized else TOLERANCES[torch.float32]
-
-    def logits(model: Any) -> list[Tensor]:
-        with nullcontext() if quantized else float32(model):
-            return prompt_logits(model, prompts)
-
-    reference = logits(model)
-    del model
-    lora = load_lora(run.load_base(), folder)
-    return compare(logits(lora), reference, prompts, tolerance, NOT_EQUAL)
-
-
-def _write(model: PeftModel, folder: Path, adapter_name: str) -> dict[str, Tensor]:
-    config, state = lora_state(model, adapter_name)
-    check_finite(get_peft_model_state_dict(model, adapter_name=adapter_name))
-    check_finite(state)  # folding may overflow
-    config.save_pretrained(str(folder))
-    save_file(state, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
-    check_files(folder, state)
-    return state
-
-
-def _check_unmerged(model: PeftModel, action: str) -> None:
-    if any(module.merged_adapters for module in model.modules() if isinstance(module, MultiLoraLayer)):
-        raise AdapterError(f"{action}: the adapters are merged into the base; call model.unmerge_adapter() first")
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")

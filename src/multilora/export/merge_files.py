@@ -52,7 +52,7 @@ class Slot:
         data = torch.empty(self.size, dtype=torch.uint8)
         with self.file.open("rb", buffering=0) as file:
             file.seek(self.start)
-            view, read = memoryview(data.numpy()), 0
+            view, read = data.numpy().data, 0
             while read < self.size:
                 count = file.readinto(view[read:])
                 if not count:
@@ -174,7 +174,7 @@ class TensorWriter:
                 f"{self.path.name}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, expected {slot.dtype} of "
                 f"shape {list(slot.shape)}; report this as a bug"
             )
-        data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
         self._write(slot.start, data)
         self._sums[name] = zlib.crc32(data)
 

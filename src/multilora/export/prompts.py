@@ -57,7 +57,7 @@ def run_prompts(run: Run) -> list[Prompt]:
     """
     recipe = run.recipe
     config = load_model_config(recipe.model)
-    renderer = Renderer(run.load_tokenizer(), recipe.data.template)
+    renderer = Renderer(run.load_tokenizer(), recipe.data.template, recipe.data.special_tokens)
     length, positions = row_length(recipe.data.max_length, config), max_positions(config)
     prompts: list[Prompt] = []
     for section in recipe.tasks:
@@ -102,9 +102,7 @@ def _task_prompts(
     return prompts
 
 
-def _prompt(
-    task: str, number: int, pieces: Sequence[Piece], bos: int | None, positions: int | None
-) -> Prompt:
+def _prompt(task: str, number: int, pieces: Sequence[Piece], bos: int | None, positions: int | None) -> Prompt:
     fitted = fit_pieces(pieces, TokenizeOptions(TOKENS, cut_responses=True), bos)
     ids: list[int] = []
     trained: list[int] = []

@@ -65,8 +65,8 @@ def compare(
         len(pairs),
         max(pair.difference for pair in pairs),
         limit,
-        [_row(task, [pair for pair in pairs if pair.prompt.task == task]) for task in tasks],
-        _row("total", pairs),
+        [_row(task, [pair for pair in pairs if pair.prompt.task == task], limit) for task in tasks],
+        _row("total", pairs, limit),
         any(pair.prompt.random for pair in pairs),
     )
 
@@ -103,8 +103,9 @@ class _Pair:
     def margin(self) -> float:
         """The lead of the original's token where the texts part; infinite if one of them ends there."""
         index = self.parts_at
-        ends = index is None or index >= min(len(self.output.tokens), len(self.reference.tokens))
-        return math.inf if ends else self.reference.margins[index]
+        if index is None or index >= min(len(self.output.tokens), len(self.reference.tokens)):
+            return math.inf
+        return self.reference.margins[index]
 
     def excess(self, limit: float) -> str | None:
         """Return what differs by more than the limit allows, and by how much; None if nothing does."""
@@ -123,17 +124,16 @@ class _Pair:
         return None
 
 
-def _row(task: str, pairs: Sequence[_Pair]) -> ProofRow:
+def _row(task: str, pairs: Sequence[_Pair], limit: float) -> ProofRow:
     texts = [pair for pair in pairs if pair.reference.tokens]
-    equal = sum(pair.parts_at is None for pair in texts)
     tokens = sum(pair.reference.trained_tokens for pair in pairs)
     return ProofRow(
         task,
         len(pairs),
         max(pair.difference for pair in pairs),
         len(texts),
-        equal,
-        len(texts) - equal,  # the others were refused
+        sum(pair.parts_at is None for pair in texts),
+        sum(pair.margin <= 2 * limit < math.inf for pair in texts),
         sum(pair.reference.loss for pair in pairs) / tokens if tokens else None,
         sum(pair.output.loss for pair in pairs) / tokens if tokens else None,
     )

@@ -79,17 +79,21 @@ def factor_proof(count: int, difference: float, tolerance: float, reader: str) -
     return Proof(reader, "factors", count, difference, tolerance, [], None, False)
 
 
-TABLE_COLUMNS = ("task", "prompts", "logit difference", "same text", "loss", "of the export", "change")
+TABLE_COLUMNS = ("task", "n", "logits", "same text", "loss", "exported", "change")  # fit 80 characters
 
 
 def table_rows(proof: Proof) -> list[list[str]]:
-    """Return one row of text per task and one for the total, under `TABLE_COLUMNS`; none for factors."""
+    """Return one row of text per task and one for the total, under `TABLE_COLUMNS`; none for factors.
+
+    The columns are the task, its prompts, the largest difference of a logit, the equal greedy texts and the near ties,
+    the loss per trained token of the original and of the export, and its change.
+    """
     rows = [*proof.rows, *([proof.total] if proof.total is not None and len(proof.rows) > 1 else [])]
     return [_cells(row) for row in rows]
 
 
 def _cells(row: ProofRow) -> list[str]:
-    ties = f", {row.near_ties} near tie{'s' if row.near_ties > 1 else ''}" if row.near_ties else ""
+    ties = f", {row.near_ties} tie{'s' if row.near_ties > 1 else ''}" if row.near_ties else ""
     texts = f"{row.equal_texts} of {row.texts}{ties}" if row.texts else "–"
     losses = ["–", "–", "–"]
     if row.loss is not None and row.exported_loss is not None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from torch import Tensor, nn
 
 from multilora.errors import AdapterError, MultiLoraError
 from multilora.export.factors import TO_MERGED, AdapterFactors, adapter_factors, base_key, check_initialisation
@@ -36,8 +40,9 @@ def saved_factors(base: Any, saved: SavedAdapter, load_base: Callable[[], Any]) 
             "it, or give the base that it was trained on"
         ) from error
     state, base_weights = adapter_state(model, saved)
-    set_peft_model_state_dict(model, state, low_cpu_mem_usage=True)
+    _place(model, state)
     factors = adapter_factors(model)
+    factors.base = _recorded_base(saved, base)
     if base_weights:
         changed = _changed(base_weights, load_base)
         factors.saved |= {base_key(key): value for key, value in base_weights.items() if base_key(key) in changed}
@@ -46,10 +51,14 @@ def saved_factors(base: Any, saved: SavedAdapter, load_base: Callable[[], Any]) 
 
 def _config(saved: SavedAdapter) -> PeftConfig:
     if saved.method not in ("multilora", "lora"):
-        raise AdapterError(f"{saved.path}: method `{saved.method}` has no low-rank factors, so it is no LoRA; {TO_MERGED}")
+        raise AdapterError(
+            f"{saved.path}: method `{saved.method}` has no low-rank factors, so it is no LoRA; {TO_MERGED}"
+        )
     variant = lora_variant(saved) if saved.method == "lora" else ""
     if variant:
-        raise AdapterError(f"{saved.path}: is a variant of LoRA ({variant}), which no plain LoRA can express; {TO_MERGED}")
+        raise AdapterError(
+            f"{saved.path}: is a variant of LoRA ({variant}), which no plain LoRA can express; {TO_MERGED}"
+        )
     try:
         config = PeftConfig.from_pretrained(str(saved.folder))
         check_initialisation(config)
@@ -61,8 +70,37 @@ def _config(saved: SavedAdapter) -> PeftConfig:
             "or save the adapter again with save_pretrained"
         ) from error
     if saved.method == "lora":
+        _check_numbers(saved, config)
         config.init_lora_weights = True  # the weights are overwritten; other initialisations read the base or data
     return config
+
+
+def _check_numbers(saved: SavedAdapter, config: Any) -> None:
+    """PEFT computes with the numbers of a LoRA's config as they are; MultiLoRA's config checks its own."""
+    ranks = {"r": config.r} | {f"rank_pattern[{key!r}]": value for key, value in (config.rank_pattern or {}).items()}
+    alphas = {"lora_alpha": config.lora_alpha}
+    alphas |= {f"alpha_pattern[{key!r}]": value for key, value in (config.alpha_pattern or {}).items()}
+    for name, value in ranks.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise AdapterError(f"{saved.path}: {name} is {value!r}, expected a whole number of at least 1")
+    for name, value in alphas.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise AdapterError(f"{saved.path}: {name} is {value!r}, expected a finite number")
+
+
+def _recorded_base(saved: SavedAdapter, base: Any) -> str:
+    """The hub name in the adapter's config, which is right on every machine, or else the place of the base here."""
+    is_hub_name = saved.base and re.fullmatch(r"[\w.-]+/[\w.-]+", saved.base) and not Path(saved.base).exists()
+    return str(saved.base if is_hub_name else base.name_or_path)
+
+
+def _place(model: PeftModel, state: dict[str, Tensor]) -> None:
+    """Make the tensors of a checkpoint the adapter's parameters. PEFT would move them to the base's device, meta."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    names = {id(parameter): name for name, parameter in named.items()}
+    for key, parameter in get_peft_model_state_dict(model, state_dict=named, save_embedding_layers=False).items():
+        owner, _, last = names[id(parameter)].rpartition(".")
+        setattr(model.get_submodule(owner), last, nn.Parameter(state[key], requires_grad=False))
 
 
 def _changed(base_weights: dict[str, Any], load_base: Callable[[], Any]) -> set[str]:

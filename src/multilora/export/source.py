@@ -12,12 +12,12 @@ from peft import PeftModel
 from multilora.errors import AdapterError, RunDirectoryError
 from multilora.export.base import AUTO_CLASSES, adapted_config, empty_base, load_any_base, model_class
 from multilora.export.factors import AdapterFactors, adapter_factors
-from multilora.export.in_memory import bare_base, shared_copy
+from multilora.export.in_memory import bare_base, shared_copy, unchanged_gradients
 from multilora.export.prompts import Prompt, random_prompts, run_prompts
 from multilora.export.skeleton import saved_factors
-from multilora.initialise import read_weights
+from multilora.initialise import adapter_state, read_weights
 from multilora.methods import FULL
-from multilora.modeling import load_adapter, max_positions, model_source
+from multilora.modeling import load_adapter, load_config, max_positions, model_source
 from multilora.recipe import Recipe
 from multilora.recipe.schema import ModelSection
 from multilora.runs.directory import RECIPE_FILE, Run
@@ -34,13 +34,18 @@ class Source(Protocol):
     recipe: of a run, else None
     section: the base as a recipe would name it; None for a model in memory
     auto_class: the class of transformers that loads the base, such as `AutoModelForCausalLM`
+    stock_base: whether that class loads the base as it was trained on; not if tokens or labels were added
     """
 
     label: str
     base: str | None
     recipe: Recipe | None
-    section: ModelSection | None
     auto_class: str
+    stock_base: bool
+
+    @property
+    def section(self) -> ModelSection | None:
+        """See above."""
 
     def tokenizer_folder(self) -> str | None:
         """A folder or hub name from which `AutoTokenizer` loads the tokenizer; None without one."""
@@ -62,7 +67,9 @@ class Source(Protocol):
         """Token sequences for comparisons: of the run's tasks, or else random. Empty if the model reads no tokens."""
 
 
-def open_source(source: Run | str | Path | PeftModel, *, base: str | None = None, adapter_name: str = "default") -> Source:
+def open_source(
+    source: Run | str | Path | PeftModel, *, base: str | None = None, adapter_name: str = "default"
+) -> Source:
     """Open a run, its folder, a folder with a PEFT adapter, or a `PeftModel`.
 
     Args:
@@ -91,10 +98,11 @@ class RunSource:
         self.run = run
         self.label = str(run.path)
         self.recipe: Recipe | None = run.recipe
-        self.section: ModelSection | None = run.recipe.model
+        self.section = run.recipe.model
         self.base: str | None = model_source(self.section)
         self.method = run.recipe.adapter.method
         self.auto_class = AUTO_CLASSES["CAUSAL_LM"]
+        self.stock_base = True
 
     def tokenizer_folder(self) -> str | None:
         """See `Source`."""
@@ -106,12 +114,17 @@ class RunSource:
 
     def load_model(self, dtype: torch.dtype | None = None) -> Any:
         """See `Source`."""
-        return _cast(self.run.load_model(quantized=False), dtype)
+        model = self.run.load_model(quantized=False)
+        if self.method != FULL:
+            adapter_state(model, read_saved_adapter(self.label))  # PEFT only warns about weights that are missing
+        return _cast(model, dtype)
 
     def factors(self) -> AdapterFactors:
         """See `Source`."""
         if self.method == FULL:
-            raise RunDirectoryError(f"{self.label}: method `full` has no adapter to convert; export it with --to merged")
+            raise RunDirectoryError(
+                f"{self.label}: method `full` has no adapter to convert; export it with --to merged"
+            )
         saved = read_saved_adapter(self.label)
         return saved_factors(empty_base(self.section), saved, self.load_base)
 
@@ -134,11 +147,12 @@ class FolderSource:
                 "adapter_config.json, or give the base with --base"
             )
         revision = None if base else saved.config.get("revision")
-        self.section: ModelSection | None = ModelSection(name_or_path=self.base, dtype="float32", revision=revision)
+        self.section = ModelSection(name_or_path=self.base, dtype="float32", revision=revision)
         self.task_type: str | None = saved.config.get("task_type")
         self.state = read_weights(saved)
         self.config = adapted_config(self.section, self.task_type, self.state)
         self.auto_class = model_class(self.config, self.task_type)
+        self.stock_base = self.config.to_dict() == load_config(self.section).to_dict()
 
     def tokenizer_folder(self) -> str | None:
         """See `Source`."""
@@ -153,7 +167,9 @@ class FolderSource:
 
     def load_model(self, dtype: torch.dtype | None = None) -> Any:
         """See `Source`."""
-        return _cast(load_adapter(self.load_base(dtype), str(self.saved.folder)), dtype)
+        model = load_adapter(self.load_base(dtype), str(self.saved.folder))
+        adapter_state(model, self.saved)  # PEFT only warns about weights that are missing
+        return _cast(model, dtype)
 
     def factors(self) -> AdapterFactors:
         """See `Source`."""
@@ -174,6 +190,7 @@ class MemorySource:
         self.recipe: Recipe | None = None
         self.section: ModelSection | None = None
         self.auto_class = type(model.get_base_model()).__name__
+        self.stock_base = False
         config = model.peft_config.get(adapter_name)
         self.base: str | None = (
             getattr(config, "base_model_name_or_path", None)
@@ -194,7 +211,8 @@ class MemorySource:
         """See `Source`. The parameters are shared with the model unless they are cast."""
         twin = shared_copy(self.model)
         twin.base_model.enable_adapter_layers()
-        twin.set_adapter(self.adapter_name)
+        with unchanged_gradients(self.model):
+            twin.set_adapter(self.adapter_name)
         return _cast_copy(twin, dtype)
 
     def factors(self) -> AdapterFactors:

@@ -9,6 +9,7 @@ the checkpoints of each architecture.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,7 +34,7 @@ class _Stack:
     projections: list[str]
 
 
-def unstack(factors: AdapterFactors, model_type: str) -> AdapterFactors:
+def unstack(factors: AdapterFactors) -> AdapterFactors:
     """Replace the updates of stacked experts by updates of single matrices, exactly.
 
     A layer in which only one of the two parameters is adapted gets zeros for the other one, because the consumers need
@@ -41,7 +42,6 @@ def unstack(factors: AdapterFactors, model_type: str) -> AdapterFactors:
 
     Args:
         factors: unchanged
-        model_type: of the base's config, such as `qwen3_moe`
 
     Returns:
         factors without `experts`. Their `modules` are named as in the base's checkpoint, for example
@@ -52,36 +52,41 @@ def unstack(factors: AdapterFactors, model_type: str) -> AdapterFactors:
     """
     if not factors.experts:
         return factors
+    model_type = factors.config.model_type
     stacks, renamings = _checkpoint_names(model_type)
+    complete = _with_missing(factors.experts, stacks, model_type)
     modules = dict(factors.modules)
-    for name, expert_factors in _with_missing(factors.experts, stacks, model_type).items():
-        stack = _stack_of(name, stacks, model_type)
-        prefix = name.removesuffix(stack.parameter)
-        ups = expert_factors.up.chunk(len(stack.projections), dim=1)
-        for expert, down in enumerate(expert_factors.down):
-            for projection, up in zip(stack.projections, ups, strict=True):
-                module = prefix + projection.replace("*", str(expert))
-                for checkpoint, model in renamings:
-                    module = module.replace(model, checkpoint)
-                modules[module] = Factors(down.contiguous(), up[expert].contiguous())
+    for pattern, projection in _projections(complete, stacks, model_type):
+        for checkpoint, model in renamings:
+            pattern = pattern.replace(model, checkpoint)
+        for expert, (down, up) in enumerate(zip(projection.down, projection.up, strict=True)):
+            modules[pattern.replace("*", str(expert))] = Factors(down.contiguous(), up.contiguous())
     return replace(factors, modules=modules, experts={})
 
 
-def split_projections(factors: AdapterFactors, model_type: str) -> dict[str, ExpertFactors]:
-    """Name of a stack of one projection (`model.layers.0.mlp.experts.gate_proj`) -> its update, without filling in.
+def split_projections(factors: AdapterFactors) -> dict[str, ExpertFactors]:
+    """Return the updates of the adapted stacks by projection, such as `model.layers.0.mlp.experts.gate_proj`.
 
     Raises:
         AdapterError: as for `unstack`.
     """
-    stacks, _ = _checkpoint_names(model_type) if factors.experts else ([], [])
-    result = {}
-    for name, expert_factors in factors.experts.items():
+    if not factors.experts:
+        return {}
+    model_type = factors.config.model_type
+    stacks, _ = _checkpoint_names(model_type)
+    return {name.replace(".*", ""): item for name, item in _projections(factors.experts, stacks, model_type)}
+
+
+def _projections(
+    experts: dict[str, ExpertFactors], stacks: list[_Stack], model_type: str
+) -> Iterator[tuple[str, ExpertFactors]]:
+    """Names with `*` for the expert, and the updates of all experts."""
+    for name, factors in experts.items():
         stack = _stack_of(name, stacks, model_type)
         prefix = name.removesuffix(stack.parameter)
-        ups = expert_factors.up.chunk(len(stack.projections), dim=1)
+        ups = factors.up.chunk(len(stack.projections), dim=1)
         for projection, up in zip(stack.projections, ups, strict=True):
-            result[prefix + projection.replace(".*", "")] = ExpertFactors(expert_factors.down, up.contiguous())
-    return result
+            yield prefix + projection, ExpertFactors(factors.down, up.contiguous())
 
 
 def _checkpoint_names(model_type: str) -> tuple[list[_Stack], list[tuple[str, str]]]:

@@ -24,6 +24,7 @@ from multilora.recipe.schema import ModelSection
 from multilora.runs.directory import RECIPE_FILE, Run
 
 AUTO = "auto"
+DEFAULT_DEVICE = "cuda:0"  # what lm-eval's command line passes if no device is chosen, also where there is none
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,14 @@ def _device(name: str | None) -> torch.device:
     join_processes(cpu=name == "cpu")
     if dist.is_available() and dist.is_initialized() and name != "cpu":
         return best_device()  # each process has its own
-    if name is None:
+    if name is None or (name == DEFAULT_DEVICE and not torch.cuda.is_available()):
         return best_device()
     try:
-        return torch.device(name)
-    except RuntimeError as error:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"model_args: device is {name!r}, expected such as cuda, cuda:1, mps or cpu ({reason})"
+            f"model_args: device is {name!r}, expected one of this machine, such as cuda, cuda:1, mps or cpu ({reason})"
         ) from None
 
 

@@ -42,8 +42,9 @@ def own_task_errors() -> Iterator[None]:
             f"lm-eval cannot load the data of a task ({error}); check the network, or give local data: a path in the "
             "recipe for a built-in task, or your own definition in include_path"
         ) from error
-    except ValueError as error:
-        if "larger than population" in str(error):  # from random.sample
+    except (ValueError, AssertionError) as error:
+        # From random.sample, and from the sampler of a task with fixed examples.
+        if "larger than population" in str(error) or "fewshot samples requested exceeds" in str(error):
             raise InputError(
                 "a task of lm-eval has fewer few-shot examples than are drawn for each question; lower `shots`"
             ) from error

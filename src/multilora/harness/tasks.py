@@ -21,7 +21,7 @@ import yaml
 
 import multilora
 from multilora.cache import cache_key, cache_root
-from multilora.errors import DataError, RecordError
+from multilora.errors import DataError, InputError, RecordError
 from multilora.harness.hub_format import CONVERT, Convert, Row, mmlu
 from multilora.harness.require import own_task_errors
 from multilora.recipe.built_in_tasks import built_in
@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 # Part of every key of the cache; raise it when what is written changes.
 VERSION = 1
+SHOWN = 20
+# Start of the names of the folders, which end with a hash of the content.
+LOCAL = "lm-eval-"
 
 
 @dataclass(frozen=True)
@@ -72,23 +75,64 @@ def harness_name(name: str) -> str | None:
     return None
 
 
-def local_task(section: TaskSection, manager: Any) -> Any:
+def reads_data_of(name: str, built_in_name: str, manager: Any) -> bool:
+    """Return whether a task of lm-eval reads the data of a built-in task: `gsm8k_cot` that of `gsm8k`.
+
+    Args:
+        name: in lm-eval
+        built_in_name: of a built-in task
+        manager: lm-eval's `TaskManager`
+    """
+    default = harness_name(built_in_name)
+    if default is None or name == default:
+        return default is not None
+    if default == "mmlu":
+        default = "mmlu_astronomy"  # any subject: they differ in the config of the dataset
+        keys = ["dataset_path"]
+    else:
+        keys = ["dataset_path", "dataset_name"]
+    wanted, found = (
+        [((manager.task_index[item].cfg or {}) if item in manager.task_index else {}).get(key) for key in keys]
+        for item in (default, name)
+    )
+    return None not in wanted and wanted == found
+
+
+def check_data(name: str, section: TaskSection, manager: Any) -> None:
+    """Check that a task of lm-eval reads the data of a recipe's task.
+
+    Raises:
+        InputError: it does not, or it does not exist; names the tasks that do.
+    """
+    if not reads_data_of(name, section.name, manager):
+        same = [item for item in manager.all_tasks if reads_data_of(item, section.name, manager)]
+        more = f", ... ({len(same)} in all)" if len(same) > SHOWN else ""
+        raise InputError(
+            f"task {section.name!r}: lm-eval has no task {name!r} on this data; expected one of "
+            f"{', '.join(same[:SHOWN])}{more}"
+        )
+
+
+def local_task(section: TaskSection, manager: Any, name: str | None = None) -> Any:
     """Return lm-eval's task, or group for `mmlu`, on the local data of a recipe's task.
 
     Args:
         section: of a built-in task that lm-eval has too, with a local path
         manager: lm-eval's `TaskManager`
+        name: of the task in lm-eval; by default the section's `harness_task`, or else that of the built-in task
 
     Raises:
         DataError: lm-eval has no such task, or the data cannot be used.
-        InputError: lm-eval's definition imports a module that is not there.
+        InputError: lm-eval's task reads other data, or its definition imports a module that is not there.
     """
-    name = harness_name(section.name)
-    if name is None or section.path is None or section.path.startswith(HUB_PREFIX):
+    default = harness_name(section.name)
+    if default is None or section.path is None or section.path.startswith(HUB_PREFIX):
         raise DataError(
             f"task {section.name!r}: expected a built-in task with a local path ({', '.join(_DEFINITIONS)}, mmlu, "
             "mmlu/<subject>); give any other task by its name in lm-eval"
         )
+    name = name or section.harness_task or default
+    check_data(name, section, manager)
     folder = _dataset_folder(section)
     # A member of a group is lm-eval's form of "this definition, with these changes". The group needs an entry in the
     # index: given directly, its own keys would count as changes of the members too.
@@ -119,7 +163,7 @@ def _dataset_folder(section: TaskSection) -> Path:
         for split, records in splits.items()
     ]
     key = cache_key(VERSION, multilora.__version__, section.name, section.on_error, contents)
-    folder = cache_root() / f"lm-eval-{key}"
+    folder = cache_root() / f"{LOCAL}{key}"
     if folder.is_dir():
         return folder
     temporary = None

@@ -88,7 +88,7 @@ def _check_evaluation(recipe: RecipeSchema) -> Iterator[str]:
                     f"evaluation.protocol `{section.protocol}`; set it to `harness`"
                 )
     if section.every is None:
-        for key, unset in (("keep", "last"), ("patience", None)):
+        for key, unset in (("keep", "last"), ("patience", None), ("max_seconds", None)):
             if getattr(section, key) != unset:
                 yield f"evaluation.{key}: has no effect without evaluation during training; set evaluation.every"
 

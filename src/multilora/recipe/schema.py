@@ -244,6 +244,9 @@ class EvaluationSection(Section):
         None, ge=1, description="evaluate every this many optimizer steps during training; by default, never"
     )
     max_examples_during: int = Field(100, ge=1, description="evaluation examples per task during training")
+    max_seconds: float | None = Field(
+        None, gt=0, description="time for one evaluation during training; sets how many examples it scores"
+    )
     split: Literal["eval", "validation"] = Field("eval", description="the examples on which a run is scored")
     validation_share: float | None = Field(
         None, gt=0, lt=1, description="share of the training examples set aside for validation; by default, none"

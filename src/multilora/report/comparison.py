@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from multilora.evaluation.task_score import TaskScore
 from multilora.files import write_text
-from multilora.study.compare import Comparison, mean_loss, mean_value
+from multilora.study.compare import Comparison
+from multilora.study.means import mean_loss, mean_value
 
 
 def write_report(comparison: Comparison, path: Path) -> None:

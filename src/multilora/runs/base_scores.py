@@ -25,25 +25,32 @@ PACKAGES = ("torch", "transformers", "tokenizers", "peft")
 SCORES_FILE, SAMPLES_FILE = "scores.json", "samples.parquet"
 
 
-def scores_key(model: Candidate, recipe: Recipe, sets: Mapping[str, EvaluationSet]) -> str | None:
+def scores_key(
+    model: Candidate, recipe: Recipe, sets: Mapping[str, EvaluationSet], protocol: Any = "ours"
+) -> str | None:
     """Return the key of a model's scores; None if they cannot be cached.
 
-    They are not cached for models on the hub, and for tasks and metrics in Python, which can change.
+    They are not cached for models and data on the hub, and for tasks and metrics in Python, which can change.
+
+    Args:
+        model: to be scored
+        recipe: tasks and options
+        sets: what the model is scored on
+        protocol: JSON values that change when another protocol's scores do; None if that is not known
     """
     from multilora.modeling import best_device, model_source
 
     folder = Path(model_source(model.base)).expanduser()
     in_python = any(section.task or ":" in (section.metric or "") for section in recipe.tasks)
-    if not model.is_plain or in_python or not folder.is_dir():
+    if not model.is_plain or in_python or protocol is None or not folder.is_dir():
         return None
     files = {path.name: content_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    examples = {
-        name: [items.task.kind, cache_key(list(items.examples), dict(items.shots))] for name, items in sets.items()
-    }
+    examples = {name: [items.kind, cache_key(list(items.examples), dict(items.shots))] for name, items in sets.items()}
     return cache_key(
         files,
         model.base.model_dump(exclude={"name_or_path"}),
         examples,
+        protocol,
         [section.model_dump(include={"name", "metric", "choice_score", "harness_task"}) for section in recipe.tasks],
         recipe.data.model_dump(include={"template", "special_tokens"}),
         recipe.evaluation.max_new_tokens,

@@ -6,6 +6,7 @@ adapter/ | model/   trained weights (model/ for `full`)  train.json         step
 checkpoints/        used by `--resume`                   eval.json          scores before and after, per task
 evaluations.jsonl   scores during training               analysis/          spectra and figures
 best-<step>/         weights of the best evaluation     before_extension/  an extended run as it was
+evaluation_examples.json  what an evaluation during training scores, if evaluation.max_seconds is set
 """
 
 from __future__ import annotations
@@ -196,7 +197,14 @@ def check_files(path: Path) -> None:
     Raises:
         RunDirectoryError: there is a folder, a pipe or the like instead of one.
     """
-    for name in (RECIPE_FILE, "environment.json", METRICS_FILE, FACTS_FILE, "evaluations.jsonl"):
+    for name in (
+        RECIPE_FILE,
+        "environment.json",
+        METRICS_FILE,
+        FACTS_FILE,
+        "evaluations.jsonl",
+        "evaluation_examples.json",
+    ):
         file = path / name
         if (file.exists() or file.is_symlink()) and not file.is_file():
             raise RunDirectoryError(f"{file}: is not a file, so the run cannot write it; remove it, then resume")

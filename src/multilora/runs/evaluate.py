@@ -14,6 +14,7 @@ from multilora.files import copy_file, write_json
 from multilora.foreign_errors import own_errors
 from multilora.processes import is_main_process, join_processes
 from multilora.recipe import Recipe
+from multilora.references import load_reference
 from multilora.runs.candidate import Candidate, candidate
 from multilora.runs.directory import Run
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from multilora.evaluation.score import Scores
 
 BASE_LABEL, RUN_LABEL = "base", "run"
+HARNESS = "multilora.harness.protocol:HarnessProtocol"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Evaluation:
 
 
 @own_errors
-def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evaluation:
+def evaluate(run: Run | str | Path, *, max_examples: int | None = None, shots: int | None = None) -> Evaluation:
     """Score the base and the trained model of a run on every task.
 
     Writes the scores to the run's `eval.json`, and every question and answer to `samples/base.parquet` and
@@ -50,14 +52,16 @@ def evaluate(run: Run | str | Path, *, max_examples: int | None = None) -> Evalu
     Args:
         run: a run or its directory
         max_examples: per task; overrides the recipe
+        shots: solved examples before each question; overrides the recipe
 
     Raises:
         RunDirectoryError: not a finished run.
         RecipeError: the evaluation data of some tasks cannot be used; one problem per task.
+        InputError: the recipe's protocol is `harness`, and lm-eval is missing or cannot load a task.
     """
     run = run if isinstance(run, Run) else Run(run)
     run.check_writable()
-    recipe, weights_of_step = _limited(run.recipe, max_examples), run.training["weights_of_step"]
+    recipe, weights_of_step = _changed(run.recipe, max_examples, shots), run.training["weights_of_step"]
     # The base is loaded on its own: with a disabled adapter, it would keep trained biases.
     base = Candidate(BASE_LABEL, recipe.model)
     trained = Candidate(RUN_LABEL, recipe.model, run=run)
@@ -74,6 +78,7 @@ def evaluate_models(
     tasks: str | Path | Mapping[str, Any] | None = None,
     *,
     max_examples: int | None = None,
+    shots: int | None = None,
     samples: str | Path | None = None,
     dtype: str | None = None,
 ) -> dict[str, Scores]:
@@ -84,6 +89,7 @@ def evaluate_models(
         tasks: a YAML file, or its content, with `tasks:` and optionally `data:` and `evaluation:`, as in a recipe; by
             default, those of the first run among the models
         max_examples: per task; overrides `evaluation.max_examples`
+        shots: solved examples before each question; overrides `evaluation.shots`
         samples: folder for one file of samples per model; by default none are written
         dtype: of models that are not runs; by default bfloat16
 
@@ -98,13 +104,21 @@ def evaluate_models(
     labels = [item.label for item in candidates]
     if not candidates or len(set(labels)) < len(labels):
         raise InputError(f"models are {labels}, expected at least one, and none twice")
-    return score_candidates(
-        candidates, _limited(_tasks_of(candidates, tasks), max_examples), None if samples is None else Path(samples)
-    )
+    recipe = _changed(tasks_of(candidates, tasks), max_examples, shots)
+    return score_candidates(candidates, recipe, None if samples is None else Path(samples))
 
 
-def _tasks_of(candidates: Sequence[Candidate], tasks: str | Path | Mapping[str, Any] | None) -> Recipe:
-    """Return a recipe with the tasks to evaluate on; its model is not used."""
+def tasks_of(candidates: Sequence[Candidate], tasks: str | Path | Mapping[str, Any] | None) -> Recipe:
+    """Return a recipe with the tasks to evaluate on; its model is not used.
+
+    Args:
+        candidates: at least one
+        tasks: see `evaluate_models`
+
+    Raises:
+        InputError: there are no tasks.
+        RecipeError: the tasks cannot be used.
+    """
     if tasks is None:
         runs = [item.run for item in candidates if item.run is not None]
         if not runs:
@@ -118,13 +132,15 @@ def _tasks_of(candidates: Sequence[Candidate], tasks: str | Path | Mapping[str, 
     return Recipe.load({"model": section, "training": {"max_steps": 1}, **used})
 
 
-def _limited(recipe: Recipe, max_examples: int | None) -> Recipe:
-    if max_examples is None:
-        return recipe
-    if max_examples < 1:
-        raise InputError(f"max_examples is {max_examples}, expected at least 1")
-    section = recipe.evaluation.model_copy(update={"max_examples": max_examples})
-    return recipe.model_copy(update={"evaluation": section})
+def _changed(recipe: Recipe, max_examples: int | None, shots: int | None) -> Recipe:
+    """The recipe with other numbers of examples and shots, unless they are None."""
+    for name, value, least in (("max_examples", max_examples, 1), ("shots", shots, 0)):
+        if value is not None and value < least:
+            raise InputError(f"{name} is {value}, expected at least {least}")
+        if value is not None:
+            section = recipe.evaluation.model_copy(update={name: value})
+            recipe = recipe.model_copy(update={"evaluation": section})
+    return recipe
 
 
 def score_candidates(candidates: Sequence[Candidate], recipe: Recipe, samples: Path | None) -> dict[str, Scores]:
@@ -144,18 +160,21 @@ def score_candidates(candidates: Sequence[Candidate], recipe: Recipe, samples: P
     from multilora.evaluation.score import evaluation_sets
     from multilora.runs.base_scores import read_scores, scores_key, write_scores
 
+    # By reference, because its room is above this one: it evaluates runs too.
+    protocol = load_reference(HARNESS)(recipe) if recipe.evaluation.protocol == "harness" else None
     join_processes()  # they share the work out
-    sets = evaluation_sets(recipe, recipe.evaluation.max_examples)
+    scored_elsewhere = protocol.names if protocol else ()
+    sets = evaluation_sets(recipe, recipe.evaluation.max_examples, scored_elsewhere)
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
         # Moved into place at the end: a failure leaves no file behind.
         names = sample_names([model.label for model in candidates])
         for model, name in zip(candidates, names, strict=True):
             file = Path(temporary) / f"{name}.parquet"
-            key = scores_key(model, recipe, sets) if is_main_process() else None
+            key = scores_key(model, recipe, sets, protocol.key if protocol else "ours") if is_main_process() else None
             (scores,) = broadcast_object_list([None if key is None else read_scores(key, file)])
             if scores is None:
-                scores = _score_one(model, recipe, sets, file)
+                scores = _score_one(model, recipe, sets, file, protocol)
                 if key is not None:
                     write_scores(key, scores, file)
             results[model.label] = scores
@@ -166,22 +185,27 @@ def score_candidates(candidates: Sequence[Candidate], recipe: Recipe, samples: P
     return results
 
 
-def _score_one(model: Candidate, recipe: Recipe, sets: Any, samples: Path) -> Scores:
+def _score_one(model: Candidate, recipe: Recipe, sets: Any, samples: Path, protocol: Any) -> Scores:
     from multilora.data.render import Renderer
     from multilora.evaluation.answers import samples_of
     from multilora.evaluation.samples import Sample, write_samples
     from multilora.evaluation.score import score_tasks
 
     renderer = Renderer(model.load_tokenizer(), recipe.data.template, recipe.data.special_tokens)
+    loaded = model.load()
     kept: list[Sample] = []
     scores = score_tasks(
-        model.load(),
+        loaded,
         renderer,
         sets,
         recipe.evaluation,
         f"evaluating {model.label}",
         keep=lambda task, answers: kept.extend(samples_of(task, renderer, answers, model.label)),
     )
+    if protocol is not None:
+        others, asked = protocol.score(loaded, renderer.tokenizer, scores, model.label)
+        scores = {name: others.get(name, score) for name, score in scores.items()}
+        kept = [sample for sample in kept if sample.task not in others] + asked
     if is_main_process():
         write_samples(samples, kept)
     return scores

@@ -18,7 +18,7 @@ from multilora.data.plan import Plan
 from multilora.data.probe import check_packing
 from multilora.data.saved_plan import SavedPlan
 from multilora.errors import InputError, RunError, StoppedError
-from multilora.evaluation.score import evaluation_sets, score_tasks
+from multilora.evaluation.score import score_tasks
 from multilora.files import atomic_folder
 from multilora.foreign_errors import as_own_error, is_full_disk, own_errors
 from multilora.modeling import load_model_config, parameter_counts
@@ -35,6 +35,7 @@ from multilora.training.callbacks.evaluate import EvaluateDuringTraining
 from multilora.training.callbacks.record import Recorder
 from multilora.training.callbacks.stop_on_signal import StopOnSignal
 from multilora.training.checkpoint import last_complete, step_of
+from multilora.training.evaluation_examples import EvaluationExamples
 from multilora.training.evaluation_log import EvaluationLog
 from multilora.training.prepare import Prepared, plan_for, prepare, recipe_arguments, stays_in_place
 from multilora.training.trainer import MultiTaskTrainer
@@ -190,14 +191,14 @@ def _evaluate_during(
     section = prepared.recipe.evaluation
     if section.every is None:
         return None
-    sets = evaluation_sets(_on_validation(prepared.recipe), section.max_examples_during)
+    examples = EvaluationExamples(_on_validation(prepared.recipe), path)
     plan_, model = prepared.plan, prepared.model
     log = EvaluationLog(path, first_step)
 
-    def score() -> Any:
+    def score(sets: Any) -> Any:
         return score_tasks(model, plan_.renderer, sets, section, "evaluating")
 
-    trainer.add_callback(EvaluateDuringTraining(section, score, log, trainer))
+    trainer.add_callback(EvaluateDuringTraining(section, lambda: examples.score(score), log, trainer))
     return log
 
 

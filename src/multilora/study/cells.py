@@ -14,6 +14,7 @@ from multilora.recipe import HUB_PREFIX, Recipe
 from multilora.recipe.training_keys import typed
 from multilora.references import is_reference
 from multilora.runs.resume import WITHOUT_EFFECT
+from multilora.saved_adapter import read_saved_adapter
 from multilora.study.load import Setting, Study
 
 Stage = Literal["base", "trial", "final"]
@@ -38,8 +39,8 @@ class Cell:
     """
 
     id: str
-    stage: Stage
     recipe: Recipe
+    stage: Stage = "base"
     method: str = ""
     setting: Setting | None = None
     seed: int = 0
@@ -62,35 +63,56 @@ def setting_texts(setting: Setting) -> list[str]:
     return [f"{key.partition('.')[2]} {value}" for key, value in setting.items()]
 
 
-def base_cell(study: Study) -> Cell:
-    """The cell that scores the base."""
-    method = next(iter(study.methods))
-    recipe = study.recipe_of(method, study.settings(method)[0], study.seeds[0], "eval", study.path)
-    parts = [recipe.model.model_dump(exclude_defaults=True, exclude={"name_or_path"})]
-    parts += [_task_values(recipe), recipe.data.model_dump(exclude_defaults=True), _files(recipe)]
-    return _cell(study, "base", recipe, cache_key(VERSION, "base", *parts))
+class StudyCells:
+    """The cells of a study.
 
+    Attributes:
+        study: see `Study`
+        base: the cell that scores the base
+        trials: method -> one list per setting of its grid, with one cell per seed; no lists without a search
+    """
 
-def trial_cells(study: Study, method: str) -> list[list[Cell]]:
-    """The trials of a method: one list per setting, with one cell per seed; empty without a search."""
-    if study.search is None:
-        return []
-    return [
-        [run_cell(study, "trial", method, setting, seed) for seed in study.search.seeds]
-        for setting in study.settings(method)
-    ]
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.base = self._base()
+        search_seeds = [] if study.search is None else study.search.seeds
+        self.trials = {
+            method: [
+                [self._run("trial", method, setting, seed) for seed in search_seeds]
+                for setting in study.settings(method)
+                if search_seeds
+            ]
+            for method in study.methods
+        }
+        self._finals: dict[tuple[str, str], list[Cell]] = {}
 
+    def finals(self, method: str, setting: Setting) -> list[Cell]:
+        """The final runs of a method with the chosen setting, one per seed."""
+        key = (method, str(setting))
+        if key not in self._finals:
+            self._finals[key] = [self._run("final", method, setting, seed) for seed in self.study.seeds]
+        return self._finals[key]
 
-def final_cells(study: Study, method: str, setting: Setting) -> list[Cell]:
-    """The final runs of a method with the chosen setting, one per seed."""
-    return [run_cell(study, "final", method, setting, seed) for seed in study.seeds]
+    def _run(self, stage: Stage, method: str, setting: Setting, seed: int) -> Cell:
+        split = "validation" if stage == "trial" else "eval"
+        recipe = self.study.recipe_of(method, setting, seed, split, self.study.path)
+        name, recipe = self._placed(training_key(recipe), recipe)
+        return Cell(name, recipe, stage, method, setting, seed)
 
+    def _base(self) -> Cell:
+        study, method = self.study, next(iter(self.study.methods))
+        recipe = study.recipe_of(method, study.settings(method)[0], study.seeds[0], "eval", study.path)
+        parts: list[Any] = [recipe.model.model_dump(exclude_defaults=True, exclude={"name_or_path"})]
+        parts += [
+            _task_values(recipe),
+            recipe.data.model_dump(exclude={"num_proc"}, exclude_defaults=True),
+            *_files(recipe),
+        ]
+        return Cell(*self._placed(cache_key(VERSION, "base", *parts), recipe))
 
-def run_cell(study: Study, stage: Stage, method: str, setting: Setting, seed: int) -> Cell:
-    """The cell of one run."""
-    split = "validation" if stage == "trial" else "eval"
-    recipe = study.recipe_of(method, setting, seed, split, study.path)
-    return _cell(study, stage, recipe, training_key(recipe), method, setting, seed)
+    def _placed(self, key: str, recipe: Recipe) -> tuple[str, Recipe]:
+        name = key[:ID_LENGTH]
+        return name, recipe.model_copy(update={"output_dir": str(self.study.path / CELLS / name)})
 
 
 def training_key(recipe: Recipe) -> str:
@@ -102,20 +124,6 @@ def training_key(recipe: Recipe) -> str:
         name: typed(name, value) for name, value in recipe.training.items() if name not in WITHOUT_EFFECT["training"]
     }
     return cache_key(VERSION, values, training, _task_values(recipe), _files(recipe))
-
-
-def _cell(
-    study: Study,
-    stage: Stage,
-    recipe: Recipe,
-    key: str,
-    method: str = "",
-    setting: Setting | None = None,
-    seed: int = 0,
-) -> Cell:
-    name = key[:ID_LENGTH]
-    recipe = recipe.model_copy(update={"output_dir": str(study.path / CELLS / name)})
-    return Cell(name, stage, recipe, method, setting, seed)
 
 
 def _task_values(recipe: Recipe) -> list[dict[str, Any]]:
@@ -132,7 +140,7 @@ def _files(recipe: Recipe) -> list[Any]:
     folder = NANO_DIR if model == "nano" else Path(model)
     contents: list[Any] = [list(_contents(folder, MODEL_FILES)) if folder.is_dir() else model]
     if recipe.adapter.init_from is not None:
-        contents.append(list(_contents(Path(recipe.adapter.init_from), MODEL_FILES)))
+        contents.append(list(_contents(read_saved_adapter(recipe.adapter.init_from).folder, MODEL_FILES)))
     for section in recipe.tasks:
         for path in (section.path, section.eval_path):
             is_local = path is not None and not path.startswith(HUB_PREFIX)

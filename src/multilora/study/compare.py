@@ -21,6 +21,7 @@ from multilora.recipe import Recipe
 from multilora.runs.directory import Run, check_free
 from multilora.runs.evaluate import Evaluation
 from multilora.runs.train import run_prepared
+from multilora.study.means import mean_loss, mean_value
 from multilora.training.prepare import plan_for, prepare, recipe_arguments
 
 
@@ -44,17 +45,6 @@ class MethodResult:
     def mean_loss(self) -> float:
         """The mean loss over tasks, in nats per response token."""
         return mean_loss(self.scores)
-
-
-def mean_value(scores: Scores) -> float:
-    """Return the mean of the main metrics, over the tasks that have one; NaN without any."""
-    values = [score.value for score in scores.values() if score.value is not None]
-    return sum(values) / len(values) if values else float("nan")
-
-
-def mean_loss(scores: Scores) -> float:
-    """Return the mean loss over tasks, in nats per response token."""
-    return sum(score.loss for score in scores.values()) / len(scores)
 
 
 @dataclass(frozen=True)

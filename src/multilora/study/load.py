@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from multilora.errors import RecipeError, nearest
 from multilora.recipe import Recipe
 from multilora.recipe.load import describe_problem, read_yaml
+from multilora.references import absolute_reference, is_reference
 from multilora.study.schema import SECTIONS, MethodSection, StudySchema
 
 DEFAULT_VALIDATION_SHARE = 0.1
@@ -41,8 +42,10 @@ class Study(StudySchema):
         if isinstance(source, Study):
             return source
         label = str(source) if isinstance(source, str | Path) else "study"
-        is_file = isinstance(source, str | Path)
-        values = read_yaml(Path(source), "study", "`recipe:` and `methods:`") if is_file else dict(source)
+        if isinstance(source, str | Path):
+            values = read_yaml(Path(source), "study", "`recipe:` and `methods:`")
+        else:
+            values = dict(source)
         try:
             study = cls.model_validate(values)
         except ValidationError as error:
@@ -52,12 +55,22 @@ class Study(StudySchema):
         problems += base_problems
         if base is not None:
             study = study.model_copy(
-                update={"recipe": base, "output_dir": str(Path(study.output_dir).expanduser().resolve())}
+                update={
+                    "recipe": base,
+                    "output_dir": _absolute(study.output_dir),
+                    "forgetting": study.forgetting.model_copy(update={"path": _absolute(study.forgetting.path)}),
+                }
             )
             problems += [*_check_evaluation(study), *_check_forgetting(study), *_check_recipes(study)]
         if problems:
             raise RecipeError(list(dict.fromkeys(problems)), label)
         return study
+
+    @property
+    def base_recipe(self) -> dict[str, Any]:
+        """The values of the recipe that all methods share."""
+        assert isinstance(self.recipe, dict)  # after loading
+        return self.recipe
 
     @property
     def path(self) -> Path:
@@ -83,7 +96,7 @@ class Study(StudySchema):
             RecipeError: the method and the setting do not fit.
         """
         section: MethodSection = self.methods[method]
-        values = dict(self.recipe)
+        values = dict(self.base_recipe)
         adapter = section.adapter
         init_from = {} if adapter.init_from is None else {"init_from": adapter.init_from}
         values["adapter"] = {"method": adapter.method, **init_from, **adapter.options}
@@ -100,7 +113,11 @@ class Study(StudySchema):
 
     def dump_yaml(self) -> str:
         """The study as YAML, with the content of the recipe and absolute paths."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().resolve())
 
 
 def _check_search(study: StudySchema) -> Iterator[str]:
@@ -121,8 +138,8 @@ def _check_search(study: StudySchema) -> Iterator[str]:
             yield f"methods.{name}.grid: there is no search; set search.trials (this grid has {trials})"
         elif study.search is not None and trials != study.search.trials:
             yield (
-                f"methods.{name}.grid: has {trials} combinations, expected {study.search.trials} (search.trials): every "
-                "method gets as many trials, or the comparison is not fair"
+                f"methods.{name}.grid: has {trials} combinations, expected {study.search.trials} (search.trials); a "
+                "fair comparison gives every method as many trials"
             )
 
 
@@ -137,8 +154,8 @@ def _check_seeds(study: StudySchema) -> Iterator[str]:
     shared = sorted(set(study.seeds) & set(search_seeds))
     if shared:
         yield (
-            f"search.seeds: {shared} are also in seeds; a run that was chosen because it is good would count as a final "
-            "result, so use other seeds"
+            f"search.seeds: {shared} are also in seeds; a run that was chosen because it is good would count as a "
+            "final result, so use other seeds"
         )
 
 
@@ -155,12 +172,14 @@ def _base_recipe(study: StudySchema) -> tuple[dict[str, Any] | None, list[str]]:
     source = study.recipe if isinstance(study.recipe, str) else dict(study.recipe)
     try:
         values, _ = Recipe.read(source)
-        # The adapter is checked with each method; the methods' options may be missing in the recipe.
-        first = next(iter(study.methods.values())).adapter
-        values["adapter"] = {"method": first.method, **first.options}
-        section = {**values["optimizer"]} if isinstance(values.get("optimizer"), dict) else {}
-        values["optimizer"] = {}
-        evaluation = values.get("evaluation") or {}
+        if isinstance(source, str):
+            _make_references_absolute(values, Path(source).parent)
+        # The adapter and the optimizer are those of the methods, and checked with each of them.
+        values["adapter"] = {"method": "lora"}
+        section: dict[str, Any] = {}
+        if isinstance(values.get("optimizer"), dict):
+            section, values["optimizer"] = values["optimizer"], {}
+        evaluation = values.get("evaluation", {})
         if study.search is not None and isinstance(evaluation, dict):
             values["evaluation"] = {"validation_share": DEFAULT_VALIDATION_SHARE, **evaluation}
         loaded = Recipe.load(values).values()
@@ -170,8 +189,18 @@ def _base_recipe(study: StudySchema) -> tuple[dict[str, Any] | None, list[str]]:
     return loaded, []
 
 
+def _make_references_absolute(values: Any, folder: Path) -> None:
+    """Make the Python tasks and metrics beside a recipe file usable from anywhere."""
+    tasks = values.get("tasks")
+    for task in tasks if isinstance(tasks, list) else []:
+        for key in ("task", "metric"):
+            reference = task.get(key) if isinstance(task, dict) else None
+            if isinstance(reference, str) and is_reference(reference):
+                task[key] = absolute_reference(reference, folder)
+
+
 def _check_evaluation(study: Study) -> Iterator[str]:
-    section: Mapping[str, Any] = study.recipe.get("evaluation", {})
+    section: Mapping[str, Any] = study.base_recipe.get("evaluation", {})
     chooses = section.get("keep") == "best" or section.get("patience") is not None
     if chooses and section.get("validation_share") is None:
         yield (
@@ -184,7 +213,7 @@ def _check_forgetting(study: Study) -> Iterator[str]:
     if "forgetting" not in study.measure:
         return
     path = study.forgetting.path
-    if path is None and study.recipe["model"]["name_or_path"] != "nano":
+    if path is None and study.base_recipe["model"]["name_or_path"] != "nano":
         yield "forgetting.path: missing; give a file with text of the kind that the base was pretrained on"
     if path is not None and not Path(path).expanduser().is_file():
         yield f"forgetting.path: no file {path!r}; give a text file, or JSONL with a field `text`"
@@ -193,9 +222,9 @@ def _check_forgetting(study: Study) -> Iterator[str]:
 def _check_recipes(study: Study) -> Iterator[str]:
     for name in study.methods:
         for setting in study.settings(name):
+            if any(key.partition(".")[0] not in SECTIONS for key in setting):
+                break  # it is reported already
             try:
                 study.recipe_of(name, setting, study.seeds[0], "eval", study.path / "cells" / "new")
             except RecipeError as error:
                 yield from (f"methods.{name}: {problem}" for problem in error.problems)
-            except TypeError:
-                return  # a key of a grid is not that of a section, which is reported

@@ -68,7 +68,8 @@ class Task(ABC):
         self.dropped: dict[str, int] = {}
         if section.choice_score != "sum" and self.kind != "choice":
             raise DataError(
-                f"task {self.name!r}: choice_score is {section.choice_score}, and this task has no choices; leave it out"
+                f"task {self.name!r}: choice_score is {section.choice_score}, and this task has no choices; leave it "
+                "out"
             )
         self._metrics = self._resolve_metrics()
 
@@ -104,8 +105,8 @@ class Task(ABC):
     def cluster_of(self, example: Example) -> str:
         """The name of the cluster of examples that are not independent, such as questions about one passage.
 
-        Standard errors count clusters, see `multilora.evaluation.statistics.uncertainty`. Empty if the example is independent of
-        the others. By default the group, if the task is scored by groups.
+        Standard errors count clusters, see `multilora.evaluation.statistics.uncertainty`. Empty if the example is
+        independent of the others. By default the group, if the task is scored by groups.
         """
         return example["group"] if self.whole_groups else ""
 

@@ -6,6 +6,7 @@ import gc
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from multilora.errors import RunError
 from multilora.evaluation.generation.slot_cache import ROOM, SlotCache, gathered, shifted
 from multilora.evaluation.generation.stops import Row, Stops
+from multilora.evaluation.scoring.last_layer import computed_only_at, last_mlp
 
 # A common start of prompts is computed once if it has this many tokens and is half of the shortest prompt.
 SHARED_TOKENS = 32
@@ -23,11 +25,16 @@ Choose = Callable[[Tensor, Sequence[Row]], list[int]]
 
 
 class Forward:
-    """Call a model with a cache; compute the logits of the last position only."""
+    """Call a model with a cache; compute the logits of the last position only.
+
+    Attributes:
+        mlp: the feed-forward module of the last layer, to be computed at the last position only; None to compute all
+    """
 
     def __init__(self, model: Any, pad: int) -> None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._model, self.pad, self.device = model, pad, model.device
+        self.mlp = last_mlp(model)
         accepted = inspect.signature(base.forward).parameters
         self._positions = "position_ids" in accepted
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -42,9 +49,13 @@ class Forward:
             cache: gets the new tokens
         """
         options = {**self._options, "position_ids": positions} if self._positions else self._options
-        output = self._model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, return_dict=True, **options
-        )
+        count, width = ids.shape
+        rows = torch.arange(count, device=ids.device)
+        last = nullcontext() if self.mlp is None or width == 1 else computed_only_at(self.mlp, rows, width - 1, width)
+        with last:
+            output = self._model(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, return_dict=True, **options
+            )
         logits: Tensor = output.logits[:, -1]
         return logits
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import cycle, groupby, islice
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _LOW_PRECISION_TOLERANCE = 0.1
 
-# Model -> bytes per token of its cache; None if the decoder cannot manage it.
-_CHECKED: WeakKeyDictionary[Any, int | None] = WeakKeyDictionary()
+# Model -> bytes per token of its cache (None if the decoder cannot manage it), and whether its last layer must be
+# complete.
+_CHECKED: WeakKeyDictionary[Any, tuple[int | None, bool]] = WeakKeyDictionary()
 
 
 def cache_bytes_per_token(model: Any, forward: Forward, tokens: Sequence[int]) -> int | None:
@@ -36,23 +37,34 @@ def cache_bytes_per_token(model: Any, forward: Forward, tokens: Sequence[int]) -
 
     Args:
         model: a causal language model
-        forward: of the model
+        forward: of the model; its `mlp` is set to None if the model needs its last layer complete
         tokens: some token ids, at least one
     """
     if model not in _CHECKED:
-        try:
-            _CHECKED[model] = _check(model, forward, list(islice(cycle(tokens), 12)))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # models raise anything when they meet a cache that they do not know
-            _CHECKED[model] = None
-            logger.warning(
-                "%s: cannot manage its cache (%s: %s); generating with the slower model.generate",
-                type(model).__name__,
-                type(error).__name__,
-                " ".join(str(error).split())[:200],
-            )
-    return _CHECKED[model]
+        _CHECKED[model] = _try(model, forward, list(islice(cycle(tokens), 12)))
+    size, complete = _CHECKED[model]
+    if complete:
+        forward.mlp = None
+    return size
+
+
+def _try(model: Any, forward: Forward, tokens: list[int]) -> tuple[int | None, bool]:
+    if forward.mlp is not None:
+        with suppress(Exception):  # tried again with a complete last layer
+            return _check(model, forward, tokens), False
+    forward.mlp = None
+    try:
+        return _check(model, forward, tokens), True
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # models raise anything when they meet a cache that they do not know
+        logger.warning(
+            "%s: cannot manage its cache (%s: %s); generating with the slower model.generate",
+            type(model).__name__,
+            type(error).__name__,
+            " ".join(str(error).split())[:200],
+        )
+        return None, True
 
 
 def _check(model: Any, forward: Forward, tokens: list[int]) -> int:

@@ -21,10 +21,11 @@ from multilora.evaluation.requests import Generation
 from multilora.evaluation.share_out import is_sharded
 from multilora.progress import Advance
 
-# Measured on two cores with a model of 6 layers in float32: times are flat from 8192 tokens per batch, and from 512
-# per pass over prompts.
+# On a CPU, keys and values take at most as much memory as the model's weights, or this many bytes. With a model of 6
+# layers in float32, times are flat from 8192 tokens per batch, and from 512 per pass over prompts.
+CPU_CACHE_BYTES = 2**24
 CPU_BATCH_TOKENS = 16384
-CPU_PREFILL_TOKENS = 1024
+CPU_PREFILL_TOKENS = 512
 GPU_PREFILL_TOKENS = 8192
 # Part of the free memory for keys and values. The rest is for activations and for copies while rows come and go.
 GPU_CACHE_SHARE = 0.4
@@ -159,7 +160,7 @@ def _run(
         dist.broadcast_object_list(decision, 0)
         size = decision[0]
     if batch_tokens is None:
-        batch_tokens = _gpu_batch_tokens(size, sharded) if gpu and size else CPU_BATCH_TOKENS
+        batch_tokens = _gpu_batch_tokens(size, sharded) if gpu and size else _cpu_batch_tokens(model, size)
     if size is None:
         plain_generate(
             model, rows, choose, stops, pad=pad, batch_tokens=batch_tokens, finished=finished, sharded=sharded
@@ -175,6 +176,13 @@ def _run(
         finished=finished,
         halve=not sharded,
     ).run(rows)
+
+
+def _cpu_batch_tokens(model: Any, bytes_per_token: int | None) -> int:
+    if not bytes_per_token:
+        return CPU_BATCH_TOKENS
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return min(CPU_BATCH_TOKENS, max(1, max(weights, CPU_CACHE_BYTES) // bytes_per_token))
 
 
 def _gpu_batch_tokens(bytes_per_token: int, sharded: bool) -> int:

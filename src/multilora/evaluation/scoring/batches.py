@@ -11,10 +11,12 @@ import torch
 from multilora.evaluation.scoring.prefix_tree import Row, Stage
 from multilora.loss.output_head import base_of
 
-# On a CPU, larger batches only take more memory: on a base of 6.7 M parameters, 1,024 to 4,096 took the same time.
-CPU_BATCH_TOKENS = 2048
+# On a CPU, larger batches only take more memory: on a base of 6.7 M parameters, 512 to 4,096 took the same time.
+CPU_BATCH_TOKENS = 1024
 # Behind a long prefix, the keys and values of all rows take memory too.
 PREFIX_SHARE = 8
+# Largest part of a full batch that may be padding. On a CPU, this is what a forward pass costs beside its tokens.
+PADDING_SHARE = 32
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,21 @@ class Batch:
 def batches_of(stage: Stage, batch_tokens: int) -> Iterator[Batch]:
     """Yield batches of at most `batch_tokens` tokens, the longest rows first; a longer row is a batch of its own.
 
+    A batch ends where its padding would exceed a part of `batch_tokens`.
+
     Rows that are trees and rows that are not are kept apart: only the former need a mask.
     """
     prefix_length = stage.prefix.length if stage.prefix else 0
     for linear in (False, True):
         batch: list[Row] = []
+        padding = 0
         for row in sorted((row for row in stage.rows if row.is_linear == linear), key=len, reverse=True):
             width = len(batch[0]) if batch else len(row)
             cost = (len(batch) + 1) * (width + prefix_length // PREFIX_SHARE)
-            if batch and cost > batch_tokens:
+            padding += width - len(row)
+            if batch and (cost > batch_tokens or padding > batch_tokens // PADDING_SHARE):
                 yield Batch(batch, prefix_length)
-                batch = []
+                batch, padding = [], 0
             batch.append(row)
         if batch:
             yield Batch(batch, prefix_length)

@@ -22,6 +22,8 @@ Bools = npt.NDArray[np.bool_]
 
 # A shared start below this many tokens is computed again for every row: a forward pass of its own costs more.
 MIN_PREFIX = 32
+# A tree must save this part of its tokens to become one row: its mask makes attention slower.
+MIN_SAVED = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def plan_stages(requests: Sequence[Request], *, row_tokens: int, min_prefix: int
 
     Args:
         requests: of any number
-        row_tokens: a subtree with at most this many tokens becomes one row; 0 makes a row of every sequence
+        row_tokens: a subtree with at most this many tokens becomes one row if it saves enough; 0 makes a row of every
+            sequence
         min_prefix: minimum tokens of a prefix of its own; with 0 tokens per row and a large value, nothing is shared
             but sequences of which one begins another
     """
@@ -121,18 +124,20 @@ def plan_stages(requests: Sequence[Request], *, row_tokens: int, min_prefix: int
     rows_of: dict[int, list[Row]] = {}
     while stack:
         node, prefix = stack.pop()
-        if node.size <= row_tokens or not node.children:
+        length, fits = node.end - node.start, node.size <= row_tokens
+        saved = length * (len(node.children) - 1)
+        if not node.children or (fits and saved >= MIN_SAVED * node.size):
             key = id(prefix)
             if key not in rows_of:
                 rows_of[key] = []
                 stages.append(Stage(prefix, rows_of[key]))
             rows_of[key].append(_row(node))
-        elif node.end - node.start >= min_prefix:
+        elif length >= min_prefix and not fits:
             below = Prefix(_row(node, alone=True), prefix)
             stack += [(child, below) for child in reversed(node.children)]
             rows_of[id(below)] = []
             stages.append(Stage(below, rows_of[id(below)]))
-        else:  # too short: every child reads it again
+        else:  # not worth it: every child reads it again
             for child in node.children:
                 child.size += child.start - node.start
                 child.start = node.start

@@ -1,4 +1,4 @@
-"""Keys and values of a prefix, shared by all rows behind it, and the attention masks of rows that are trees."""
+"""Keys and values of a prefix, shared by all rows behind it, and attention masks for these rows and for trees."""
 
 from __future__ import annotations
 
@@ -68,33 +68,36 @@ def attention_kinds(model: Any) -> dict[str, int | None]:
     return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
 
 
-def tree_mask(model: Any, rows: Sequence[Row], prefix_length: int, width: int) -> Tensor | dict[str, Tensor]:
-    """Return the attention mask of rows that are trees, [rows, 1, width, prefix_length + width].
+def attention_masks(model: Any, rows: Sequence[Row], prefix_length: int, width: int) -> Tensor | dict[str, Tensor]:
+    """Return the attention mask of rows behind a prefix, [rows, 1, width, prefix_length + width].
 
-    Padding attends to itself only. Windows are measured in positions, not in places in the row.
+    Windows are measured in positions, not in places in the row. Nothing that is scored depends on padding.
+    If no row is a tree, one mask serves all: [1, 1, width, prefix_length + width].
 
     Returns:
-        what the model takes: one mask, or one per kind of layer
+        what the model takes: one mask, or one per kind of layer, added to the attention scores
     """
     base = base_of(model)
+    if all(row.is_linear for row in rows):
+        rows = [max(rows, key=len)]
     allowed = np.zeros((len(rows), width, prefix_length + width), dtype=bool)
-    distance = np.zeros(allowed.shape, dtype=np.int32)
+    positions = np.zeros((len(rows), prefix_length + width), dtype=np.int32)
+    positions[:, :prefix_length] = np.arange(prefix_length)
     for index, row in enumerate(rows):
         size = len(row)
         allowed[index, :size, :prefix_length] = True
         allowed[index, :size, prefix_length : prefix_length + size] = row.mask()
         padding = np.arange(size, width)
         allowed[index, padding, prefix_length + padding] = True
-        positions = np.concatenate([np.arange(prefix_length), row.positions])
-        distance[index, :size, : prefix_length + size] = row.positions[:, None] - positions[None]
-    eager = base.config.get_text_config()._attn_implementation == "eager"
+        positions[index, prefix_length : prefix_length + size] = row.positions
     masks = {}
     for kind, window in attention_kinds(model).items():
-        seen = allowed if window is None else allowed & (distance < window)
-        mask = torch.from_numpy(seen)[:, None].to(base.device)
-        if eager:
-            mask = torch.zeros(mask.shape, dtype=base.dtype, device=base.device).masked_fill(
-                ~mask, torch.finfo(base.dtype).min
-            )
-        masks[kind] = mask
+        seen = allowed
+        if window is not None:
+            seen = allowed & (positions[:, prefix_length:, None] - positions[:, None] < window)
+        # A mask of booleans would be converted into this one in every layer.
+        mask = torch.zeros(seen.shape, dtype=base.dtype).masked_fill_(
+            torch.from_numpy(~seen), torch.finfo(base.dtype).min
+        )
+        masks[kind] = mask[:, None].to(base.device)
     return masks if len(masks) > 1 else next(iter(masks.values()))

@@ -5,6 +5,7 @@ All decisions are based on the log of evaluations, so a resumed run makes the sa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -59,14 +60,16 @@ class EvaluateDuringTraining(TrainerCallback):
             return control
         model = self.trainer.model
         preserved_rng = torch.random.fork_rng(devices=[args.device] if args.device.type == "cuda" else [])
+        start = time.perf_counter()
         # Compiled blocks would recompile for every sequence length.
         with preserved_rng, torch.compiler.set_stance("force_eager"):
             scores = self.score()
+        seconds = time.perf_counter() - start
         model.train()
         # All processes must make the same decisions.
         (line,) = broadcast_object_list([self._line(state.global_step, scores)])
         self._record(line, args)
-        flat = self._flat(line)
+        flat = {**self._flat(line), "eval_seconds": round(seconds, 3)}
         step_log_due = control.should_log
         self.trainer.log(flat)
         control.should_log = step_log_due  # logging resets it, but the log of the step itself is still due

@@ -1,0 +1,233 @@
+"""Write the results of a study: results.json, summary.md, CSV files and LaTeX tables, in `results/`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from multilora.files import write_json, write_text
+from multilora.study.cells import StudyCells, setting_texts
+from multilora.study.differences import MACRO
+from multilora.study.folder import exclusive
+from multilora.study.results import study_results
+
+RESULTS = "results"
+Rows = list[list[str]]
+
+
+def write_tables(cells: StudyCells) -> Path:
+    """Write all tables of what is finished; returns their folder. Existing tables are replaced."""
+    folder = cells.study.path / RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(cells.study.path, RESULTS):
+        results = study_results(cells)
+        write_json(folder / "results.json", results)
+        write_text(folder / "summary.md", markdown(results))
+        write_text(folder / "methods.tex", latex(results))
+        for name, rows in (("methods", method_rows), ("runs", run_rows), ("differences", difference_rows)):
+            write_text(folder / f"{name}.csv", _csv(rows(results)))
+    return folder
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The tables for people."""
+    reference = results["reference"]
+    parts = ["# Results", _markdown_table(*method_table(results))]
+    parts.append(
+        "Mean ± standard deviation over seeds, on the evaluation split. Scores are in percent, losses in nats per "
+        "token. Settings were chosen on the validation split."
+    )
+    if results["differences"]:
+        parts += [f"## Differences to {reference}", _markdown_table(*difference_table(results))]
+        parts.append(
+            "With 95 % intervals. p is adjusted for the number of methods compared in this column (Holm). Wins, ties "
+            f"and losses count tasks in which the interval of the score excludes 0; with {len(results['tasks'])} tasks "
+            "and several methods some do so by chance."
+        )
+    curves = curve_table(results)
+    if curves[1]:
+        parts += ["## Trials", _markdown_table(*curves), "On the validation split; mean over the seeds of the search."]
+    notes = [*results["notes"], *_spectra_missing(results), *_other_cells(results)]
+    if notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def method_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
+    """One row per method: scores, macro averages, cost and spectrum."""
+    tasks = results["tasks"]
+    columns = ["method", "setting", "seeds", *(f"{task} ({metric})" for task, metric in tasks.items())]
+    columns += ["macro score", "macro loss", "forgetting", "parameters", "seconds", "GiB", "effective rank"]
+    rows = []
+    base = results["base"]
+    if base is not None:
+        scores = [_percent(base["scores"][task]["value"]) for task in tasks]
+        rows.append(["base", "", "", *scores, _percent(base["macro_score"]), _number(base["macro_loss"], 3)])
+        rows[-1] += [_number(base["forgetting"], 3), "", "", "", ""]
+    for method, values in results["methods"].items():
+        cells = [_spread(values["scores"].get(task), _percent) for task in tasks]
+        cells += [
+            _spread(values["macro_score"], _percent),
+            _spread(values["macro_loss"], lambda number: _number(number, 3)),
+            _spread(values["forgetting"], lambda number: _number(number, 3)),
+            _number(_of(values["trainable_parameters"]), 0),
+            _number(_of(values["seconds"]), 0),
+            _number(None if (peak := _of(values["peak_memory"])) is None else peak / 2**30, 2),
+            _spread(values["spectrum"].get("effective_rank"), lambda number: _number(number, 1)),
+        ]
+        setting = ", ".join(setting_texts(values["setting"] or {}))
+        rows.append([method, setting, str(len(values["seeds"])), *cells])
+    return columns, rows
+
+
+def difference_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
+    """One row per method: macro differences with intervals, and wins, ties and losses."""
+    quantities = [("score", MACRO), ("loss", MACRO), ("forgetting", "")]
+    found = {(item["method"], item["quantity"], item["task"]): item for item in results["differences"]}
+    quantities = [key for key in quantities if any(item[1:] == key for item in found)]
+    names = {"score": "macro score", "loss": "macro loss", "forgetting": "forgetting"}
+    columns = ["method"]
+    for quantity, _ in quantities:
+        columns += [names[quantity], "p"]
+    columns.append("win/tie/loss")
+    rows = []
+    for method in dict.fromkeys(item["method"] for item in results["differences"]):
+        row = [method]
+        for quantity, task in quantities:
+            item = found.get((method, quantity, task))
+            row += ["–", "–"] if item is None else [_interval(item), f"{item['adjusted_p_value']:.3f}"]
+        rows.append([*row, "/".join(map(str, results["methods"][method]["wins_ties_losses"]))])
+    return columns, rows
+
+
+def curve_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
+    """One row per trial setting, with means over the seeds of the search."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for run in results["runs"]:
+        if run["stage"] == "trial":
+            groups.setdefault((run["method"], ", ".join(setting_texts(run["setting"]))), []).append(run)
+    rows = []
+    for (method, setting), runs in groups.items():
+        chosen = results["methods"][method]["setting"] == runs[0]["setting"]
+        row = [method, f"{setting} (chosen)" if chosen else setting]
+        if any("macro_loss" not in run for run in runs):
+            failed = any(run["error"] for run in runs)
+            rows.append([*row, "failed" if failed else "not finished", "", "", ""])
+            continue
+        loss, score = _average(runs, "macro_loss"), _average(runs, "macro_score")
+        ranks = [run["spectrum"]["effective_rank"] for run in runs if run["spectrum"] is not None]
+        rank = sum(ranks) / len(ranks) if ranks else None
+        rows.append([*row, _number(loss, 3), _percent(score), _number(_average(runs, "forgetting"), 3)])
+        rows[-1].append(_number(rank, 1))
+    return ["method", "setting", "macro loss", "macro score", "forgetting", "effective rank"], rows
+
+
+def latex(results: Mapping[str, Any]) -> str:
+    """The table of methods for a paper, with booktabs."""
+    columns, rows = method_table(results)
+    lines = [r"\begin{tabular}{ll" + "r" * (len(columns) - 2) + "}", r"\toprule", _latex_row(columns), r"\midrule"]
+    return "\n".join([*lines, *map(_latex_row, rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def method_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The results of the methods in long form: one row per method, quantity and task."""
+    for method, values in results["methods"].items():
+        quantities = [("score", task, values["scores"].get(task)) for task in results["tasks"]]
+        quantities += [("loss", task, values["losses"].get(task)) for task in results["tasks"]]
+        quantities += [("score", MACRO, values["macro_score"]), ("loss", MACRO, values["macro_loss"])]
+        quantities += [
+            (key, "", values[key]) for key in ("forgetting", "trainable_parameters", "seconds", "peak_memory")
+        ]
+        quantities += [(f"spectrum {key}", "", value) for key, value in values["spectrum"].items()]
+        for quantity, task, value in quantities:
+            known = value or {"mean": None, "sd": None}
+            yield {"method": method, "quantity": quantity, "task": task, **known, "seeds": len(values["seeds"])}
+
+
+def run_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every run, trials too: the curves over the grid, and task loss against forgetting."""
+    keys = list(dict.fromkeys(key for run in results["runs"] for key in run["setting"]))
+    for run in results["runs"]:
+        row = {name: run[name] for name in ("id", "stage", "method", "seed", "split")}
+        row |= {key: run["setting"].get(key) for key in keys}
+        row |= {name: run.get(name) for name in ("macro_score", "macro_loss", "forgetting", "steps", "seconds")}
+        spectrum = run.get("spectrum") or {}
+        row |= {name: spectrum.get(name) for name in ("effective_rank", "stable_rank", "top1_energy", "norm")}
+        for task in results["tasks"]:
+            score = run.get("scores", {}).get(task, {})
+            row |= {f"score {task}": score.get("value"), f"loss {task}": score.get("loss")}
+        yield {**row, "error": run["error"]}
+
+
+def difference_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """All differences to the reference."""
+    yield from results["differences"]
+
+
+def _csv(rows: Iterator[dict[str, Any]]) -> str:
+    listed = list(rows)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(listed[0]) if listed else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(listed)
+    return stream.getvalue()
+
+
+def _markdown_table(columns: Sequence[str], rows: Rows) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    special = {"\\": r"\textbackslash{}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "±": r"$\pm$"}
+    special |= {"{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
+    return " & ".join("".join(special.get(char, char) for char in cell) for cell in cells) + r" \\"
+
+
+def _of(value: Mapping[str, float | None] | None) -> float | None:
+    return None if value is None else value["mean"]
+
+
+def _spread(value: Mapping[str, float | None] | None, text: Any) -> str:
+    """Mean and standard deviation; a dash without a mean."""
+    if value is None:
+        return "–"
+    return str(text(value["mean"])) if value["sd"] is None else f"{text(value['mean'])} ±{text(value['sd'])}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{100 * value:.1f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None or value != value else f"{value:,.{digits}f}"
+
+
+def _interval(item: Mapping[str, Any]) -> str:
+    factor, digits = (100, 1) if item["quantity"] == "score" else (1, 3)
+    low, high, middle = (factor * item[key] for key in ("low", "high", "difference"))
+    if low == float("-inf"):
+        return f"{middle:+.{digits}f} (one seed: interval unknown)"
+    return f"{middle:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}, over {item['over']})"
+
+
+def _average(runs: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [run[key] for run in runs]
+    return None if None in values else sum(values) / len(values)
+
+
+def _spectra_missing(results: Mapping[str, Any]) -> Iterator[str]:
+    reasons = {(run["method"], run.get("spectrum_missing")) for run in results["runs"]}
+    for method, reason in sorted((method, reason) for method, reason in reasons if reason):
+        yield f"{method}: no spectrum: {reason}"
+
+
+def _other_cells(results: Mapping[str, Any]) -> Iterator[str]:
+    if results["other_cells"]:
+        yield (
+            f"cells/ has {len(results['other_cells'])} cells that are not part of this study file, such as those of an "
+            f"earlier version; they are kept and not used: {', '.join(results['other_cells'])}"
+        )

@@ -1,0 +1,169 @@
+"""The model card of an export: what is known, readable by the hub, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from conftest import make_llama, make_tokenizer
+from huggingface_hub import ModelCard
+
+import multilora
+from multilora import combine_adapters, export_merged
+from multilora.export.card import add_card
+from multilora.export.card_facts import folder_facts
+from multilora.export.lora import write_lora
+from multilora.export.source import open_source
+
+LEARN = ["training.max_steps=10", "training.learning_rate=0.05"]
+SCORE = {"metric": "accuracy", "value": 0.5, "stderr": 0.1, "n": 40, "loss": 1.25, "truncated": 0, "dropped": 0}
+
+
+@pytest.fixture
+def run(recipe):
+    return multilora.train(recipe, LEARN)
+
+
+def card_of(source, tmp_path, name="out", **arguments) -> str:
+    opened = open_source(source)
+    export = write_lora(opened, tmp_path / name)
+    add_card(opened, tmp_path / name, tmp_path / name, "lora", export.proof, export.notes, **arguments)
+    return (tmp_path / name / "README.md").read_text()
+
+
+def section(card: str, title: str) -> str:
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card, re.DOTALL | re.MULTILINE)
+    return found[1] if found else ""
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """Every table of a text: rows of cells, without the line of dashes."""
+    blocks = re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE)
+    rows = [[re.split(r"(?<!\\)\|", line)[1:-1] for line in block.splitlines()] for block in blocks]
+    return [[[cell.strip() for cell in row] for row in table if "---" not in row[0]] for table in rows]
+
+
+def test_the_card_of_a_run(run, tmp_path):
+    (run.path / "eval.json").write_text(
+        json.dumps(
+            {
+                "before": {"even": SCORE, "echo": {**SCORE, "value": None}},
+                "after": {"even": {**SCORE, "value": 0.75, "interval": [0.5, 0.9]}, "echo": {**SCORE, "value": None}},
+                "weights_of_step": 10,
+            }
+        )
+    )
+    card = card_of(run, tmp_path)
+    ((_, *facts), (_, *shares)) = tables(section(card, "Training"))
+    facts = dict(facts)
+    assert facts["method"] == "MultiLoRA, 3 branches of rank 2 (total rank 6), vector scales"
+    assert facts["optimizer steps"] == "10"
+    assert facts["trained parameters"].startswith("6,912 of ")
+    plan = json.loads((run.path / "plan" / "plan.json").read_text())
+    assert [row[:2] for row in shares] == [[t["name"], f"{100 * t['share']:.1f} %"] for t in plan["tasks"]]
+    ((_, *scores),) = tables(section(card, "Scores"))
+    assert scores == [
+        ["even", "accuracy", "40", "50.0", "75.0 (50.0 to 90.0)", "1.250", "1.250"],
+        ["echo", "accuracy", "40", "–", "–", "1.250", "1.250"],
+    ]
+    ((columns, *proof),) = tables(section(card, "Proof"))
+    assert [row[0] for row in proof] == ["even", "echo", "total"]
+    assert {len(row) for row in proof} == {len(columns)}
+    assert "vllm serve base0 --enable-lora --lora-modules out=out" in section(card, "Use")
+
+
+def test_a_card_names_nothing_of_this_machine_and_nothing_unknown(run, tmp_path):
+    card = card_of(run, tmp_path)
+    assert str(tmp_path) not in card
+    assert section(card, "Scores") == ""
+    assert "None" not in card
+    assert "More Information" not in card
+    assert "license" not in ModelCard(card).data.to_dict()
+    assert "base_model" not in ModelCard(card).data.to_dict()
+
+
+def test_scores_of_other_weights_are_left_out(run, tmp_path):
+    values = {"before": {"even": SCORE}, "after": {"even": SCORE}, "weights_of_step": 5}
+    (run.path / "eval.json").write_text(json.dumps(values))
+    assert section(card_of(run, tmp_path), "Scores") == ""
+
+
+def test_an_edited_adapter_has_neither_scores_nor_the_training_of_one_run(run, tmp_path):
+    values = {"before": {"even": SCORE}, "after": {"even": SCORE}, "weights_of_step": 10}
+    (run.path / "eval.json").write_text(json.dumps(values))
+    truncated = write_lora(open_source(run), tmp_path / "small", rank=2)
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "changed after training" in card
+    assert (section(card, "Training") != "", section(card, "Scores")) == (True, "")
+    again = {item.consumer: item.commands for item in truncated.commands}["llama.cpp"]
+    assert again == (f"multilora export {tmp_path / 'small'} --to gguf --out small.gguf",)
+
+    combine_adapters({str(run.path): 0.5, str(tmp_path / "small"): 0.5}, tmp_path / "sum")
+    card = (tmp_path / "sum" / "README.md").read_text()
+    assert "the weighted sum of several adapters" in card
+    assert section(card, "Training") == section(card, "Scores") == ""
+
+
+def test_protocols_are_shown_when_they_are_known(run, tmp_path):
+    score = {**SCORE, "protocol": "ours, 0-shot"}
+    (run.path / "eval.json").write_text(
+        json.dumps({"before": {"even": score}, "after": {"even": score}, "weights_of_step": 10})
+    )
+    ((columns, row),) = tables(section(card_of(run, tmp_path), "Scores"))
+    assert dict(zip(columns, row, strict=True))["protocol"] == "ours, 0-shot"
+
+
+def test_the_card_of_an_adapter_made_elsewhere(run, tmp_path):
+    card_of(run, tmp_path, "first")
+    readme = tmp_path / "first" / "README.md"
+    readme.write_text("---\nlicense: mit\ndatasets:\n- owner/data\ntags:\n- mine\n---\nMy adapter")
+    config = json.loads((tmp_path / "first" / "adapter_config.json").read_text())
+    card = card_of(tmp_path / "first", tmp_path, "second")
+    data = ModelCard(card).data.to_dict()
+    assert (data["license"], data["datasets"], data["tags"]) == ("mit", ["owner/data"], ["lora"])
+    ((_, *facts),) = tables(section(card, "Adapter"))
+    assert dict(facts)["method"] == f"LoRA of rank {config['r']}"
+    assert section(card, "Training") == ""
+    assert "sequences of random tokens" in section(card, "Proof")
+
+
+@pytest.mark.parametrize("readme", ["---\n: [\n---\n", "---\n- a list\n---\n", "no metadata", "---\nlicense: mit"])
+def test_an_unreadable_card_of_the_source_is_ignored(tmp_path, readme):
+    (tmp_path / "README.md").write_text(readme)
+    assert folder_facts("lora", tmp_path).metadata == {}
+
+
+def test_a_base_and_datasets_of_the_hub_are_metadata(run, tmp_path, monkeypatch):
+    from multilora.export.source import RunSource
+
+    source = RunSource(run)
+    export = write_lora(source, tmp_path / "out")
+    source.base = "owner/base"
+    source.section = source.section.model_copy(update={"name_or_path": "owner/base"})
+    path = run.path / "recipe.yaml"
+    path.write_text(path.read_text().replace(str(tmp_path / "echo.jsonl"), "hub:owner/data:config"))
+    commands = add_card(source, tmp_path / "out", tmp_path / "out", "lora", export.proof)
+    data = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
+    assert data["base_model"] == "owner/base"
+    assert data["base_model_relation"] == "adapter"
+    assert data["library_name"] == "peft"
+    assert data["datasets"] == ["owner/data"]
+    assert data["tags"] == ["multilora", "lora", "multi-task"]
+    assert f'PeftModel.from_pretrained(base, "{tmp_path / "out"}")' in commands[0].commands[-1]
+
+
+def test_the_card_of_a_merged_model_has_the_licence_of_its_base(recipe, tmp_path):
+    make_llama().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\nThe base")
+    recipe["model"]["name_or_path"] = str(tmp_path / "base")
+    folder = export_merged(multilora.train(recipe, LEARN), tmp_path / "out")
+    card = (folder / "README.md").read_text()
+    data = ModelCard(card).data.to_dict()
+    assert (data["license"], data["library_name"]) == ("apache-2.0", "transformers")
+    assert "language" not in data
+    assert "The base" not in card
+    assert "llama.cpp" in section(card, "Use")
+    ((_, *proof),) = tables(section(card, "Proof"))
+    assert proof[-1][0] == "total"
