@@ -17,7 +17,8 @@ def test_proportional_shares_follow_sizes(recipe):
     plan = multilora.plan(recipe)
     even, echo = plan.summary()
     held_out = evaluation_sets(multilora.Recipe.load(recipe), 100)
-    assert (even.available, echo.available) == (40 - len(held_out["even"].examples), 24 - len(held_out["echo"].examples))
+    left = (40 - len(held_out["even"].examples), 24 - len(held_out["echo"].examples))
+    assert (even.available, echo.available) == left
     assert (even.examples, echo.examples) == (10, 6)  # of 4 steps x 4 examples
     assert plan.steps == 4
     assert even.share == 10 / 16

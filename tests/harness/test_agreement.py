@@ -143,7 +143,7 @@ def toy_tasks(folder: Path) -> Any:
     rows = [
         {"q": f"Is {n} one?", "a": n % 2, "options": [text(1 + (n + k) % 5, 9 * n + k) for k in range(4)]}
         | {"text": text(30 + n, n)}
-        for n in range(24)
+        for n in range(12)
     ]
     file = str(write_jsonl(folder / "rows.jsonl", rows))
     data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": file}}, "test_split": "test"}

@@ -181,7 +181,7 @@ def _run(
 def _cpu_batch_tokens(model: Any, bytes_per_token: int | None) -> int:
     if not bytes_per_token:
         return CPU_BATCH_TOKENS
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    weights: int = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return min(CPU_BATCH_TOKENS, max(1, max(weights, CPU_CACHE_BYTES) // bytes_per_token))
 
 
