@@ -226,8 +226,8 @@ is the result of a test (`make test-slow`), which runs every method of peft {PIN
   row, and generation with a cache equals generation without
 - **merges**: the model written by `export --to merged` has the logits of the trained one
 - **analyses**: the singular values are those of the merged weights minus the base weights
-- **exports to LoRA**: stock PEFT loads the adapter as a LoRA with the same logits. Only a MultiLoRA adapter is
-  converted (a LoRA run already is one); merge the others
+- **exports to LoRA**: stock PEFT loads the export as a LoRA with the same logits. Methods that are not low-rank factors
+  can only be merged
 
 A method that does not train or evaluate is refused when the recipe is loaded; a step marked "no" raises a clear error.
 Single options can be refused too, such as `layer_replication` of `lora`. Most methods adapt all linear layers unless

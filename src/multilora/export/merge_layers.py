@@ -26,6 +26,9 @@ from multilora.initialise import adapter_state, read_weights
 from multilora.peft_method.ties import untie_adapted_weights
 from multilora.saved_adapter import SavedAdapter
 
+# Methods that decompose the weights of the base when an adapter is loaded. A decomposition of placeholders is finite in
+# some of them, so it would not be noticed.
+NEEDS_BASE = {"FROD"}
 # Parts of module names that PEFT adds around a module of the base.
 _WRAPPERS = {"base_layer", "original_module", "token_adapter"}
 
@@ -113,6 +116,8 @@ class LayerMerger:
         except Exception as error:  # methods raise anything for a base of placeholders
             raise NotByShardsError(f"its adapter cannot be loaded without the base ({error})") from error
         check_mergeable(model)
+        if str(getattr(model.active_peft_config.peft_type, "value", "")) in NEEDS_BASE:
+            raise NotByShardsError("its method computes a part of the update from the weights of the base")
         adapter_state(model, saved)  # PEFT only warns about weights that are missing
         self._base = model.get_base_model()
         parameters = self._parameters()
