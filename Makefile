@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: install demo test test-slow test-oldest test-deepspeed check format audit benchmark clean
+.PHONY: install demo test test-slow test-oldest test-deepspeed check format audit benchmark docs clean
 
 install: $(STAMP)
 
@@ -63,6 +63,15 @@ audit:
 	$(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/python -m pip install --quiet pip-audit
 	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+# The documentation, as a site in build/site; a warning is an error.
+DOCS_STAMP := $(VENV)/.docs-installed
+docs: $(DOCS_STAMP)
+	PATH="$(BIN):$$PATH" $(BIN)/mkdocs build --strict
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
 
 benchmark: install
 	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/adapter.py

@@ -26,11 +26,11 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from multilora import MultiLoraConfig
-from multilora.export.merge import merge_by_shards
-from multilora.export.merge_base import base_files
-from multilora.export.merge_files import NAMES, TensorWriter, new_layout
-from multilora.export.merge_memory import save_merged
-from multilora.export.source import open_source
+from multilora.export.merged.base_files import base_files
+from multilora.export.merged.export_merged import merge_by_shards
+from multilora.export.merged.in_memory import save_merged
+from multilora.export.merged.tensor_files import NAMES, TensorWriter, new_layout
+from multilora.export.sources.source import open_source
 from multilora.files import write_json
 
 TARGETS = {

@@ -138,10 +138,11 @@ def new_process() -> None:
 
 @pytest.fixture(autouse=True)
 def _same_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prove exports in this process in tests/export: another one needs seconds to import torch and transformers."""
-    if request.path.parent.name != "export" or "new_process" in request.fixturenames:
+    """Prove exports in this process, on little text: another one needs seconds to import torch and transformers."""
+    if "new_process" in request.fixturenames:
         return
-    from multilora.export import proof, proof_outputs
+    from multilora.export.proof import outputs as proof_outputs
+    from multilora.export.proof import prove as proof
 
     def run_script(exchange: Path) -> str | None:
         try:
@@ -151,6 +152,7 @@ def _same_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         return None
 
     monkeypatch.setattr(proof, "_run_script", run_script)
+    monkeypatch.setattr(proof_outputs, "NEW_TOKENS", 4)
 
 
 @pytest.fixture(scope="session")
@@ -180,24 +182,29 @@ def numbered(record: dict[str, Any], count: int) -> list[dict[str, Any]]:
 @pytest.fixture
 def recipe(tmp_path: Path, model_folder: Path) -> dict[str, Any]:
     """A small complete recipe with two custom tasks, one with choices and one with free text."""
+    return make_recipe(tmp_path, model_folder)
+
+
+def make_recipe(folder: Path, model_folder: Path) -> dict[str, Any]:
+    """The recipe of the fixture, with its data and its run in a folder."""
     yes_no = [{"question": f"is {i} even", "answer": "yes" if i % 2 == 0 else "no", "shown": str(i)} for i in range(40)]
     echo = [{"word": f"item{i}", "twice": f"item{i} item{i}"} for i in range(24)]
-    write_jsonl(tmp_path / "even.jsonl", yes_no)
-    write_jsonl(tmp_path / "echo.jsonl", echo)
+    write_jsonl(folder / "even.jsonl", yes_no)
+    write_jsonl(folder / "echo.jsonl", echo)
     return {
         "model": {"name_or_path": str(model_folder), "dtype": "float32"},
         "adapter": {"method": "multilora", "r": 2, "num_branches": 3},
         "tasks": [
             {
                 "name": "even",
-                "path": str(tmp_path / "even.jsonl"),
+                "path": str(folder / "even.jsonl"),
                 "prompt": "{{ question }}?",
                 "response": "{{ answer }}",
                 "choices": ["yes", "no"],
             },
             {
                 "name": "echo",
-                "path": str(tmp_path / "echo.jsonl"),
+                "path": str(folder / "echo.jsonl"),
                 "prompt": "say {{ word }} twice",
                 "response": "{{ twice }}",
             },
@@ -205,5 +212,5 @@ def recipe(tmp_path: Path, model_folder: Path) -> dict[str, Any]:
         "data": {"max_length": 128},
         "training": {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.01, "logging_steps": 1},
         "evaluation": {"max_new_tokens": 8},
-        "output_dir": str(tmp_path / "run"),
+        "output_dir": str(folder / "run"),
     }

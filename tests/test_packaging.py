@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from oldest import lowest_versions
+from pages import DOCS, script
 
 import multilora
 
@@ -50,7 +52,7 @@ def test_workflows_and_hooks_call_what_exists():
 
 
 @pytest.mark.slow
-def test_the_wheel_runs_the_demo_in_a_fresh_environment(tmp_path):
+def test_the_wheel_runs_the_demo_and_the_quickstart_in_a_fresh_environment(tmp_path):
     """Built from the repository, installed without it."""
     build = [sys.executable, "-m", "build", "--outdir", tmp_path / "dist", REPOSITORY]
     subprocess.run(list(map(str, build)), check=True, capture_output=True)
@@ -71,3 +73,8 @@ def test_the_wheel_runs_the_demo_in_a_fresh_environment(tmp_path):
     for label in ("base", "lora r=24", "multilora 3x8", "full"):
         assert label in demo.stdout
     assert (tmp_path / "runs" / "demo" / "report.html").is_file()
+    steps = script((DOCS / "quickstart.md").read_text(encoding="utf-8"))
+    environment = {**os.environ, "PATH": f"{tmp_path / 'venv' / 'bin'}:{os.environ['PATH']}"}
+    (tmp_path / "quickstart").mkdir()
+    subprocess.run(["bash", "-c", steps], cwd=tmp_path / "quickstart", env=environment, check=True)
+    assert (tmp_path / "quickstart" / "first-lora" / "README.md").is_file()

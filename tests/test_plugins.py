@@ -37,6 +37,7 @@ def run_multilora(folder, *arguments):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_the_page_trains_and_scores(page, tmp_path):
     beside, elsewhere = tmp_path / "project", tmp_path / "elsewhere"

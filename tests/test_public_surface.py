@@ -25,6 +25,16 @@ NAMES = {
         "combine_adapters",
         "convert_to_lora",
         "evaluate",
+        "generate",
+        "AdapterError",
+        "DataError",
+        "InputError",
+        "MultiLoraError",
+        "RecipeError",
+        "RecordError",
+        "RunDirectoryError",
+        "RunError",
+        "StoppedError",
         "export_gguf",
         "export_lora",
         "export_merged",
@@ -71,6 +81,7 @@ PARAMETERS = {
     "combine_adapters": ["weights", "out"],
     "prune_adapter": ["source", "out"],
     "convert_to_lora": ["model"],
+    "generate": ["source", "prompts"],
 }
 KEYS = {
     "model": {"name_or_path", "dtype", "quantization", "attn_implementation", "revision", "trust_remote_code"},
@@ -127,6 +138,24 @@ KEYS = {
     },
     "output_dir": set(),
 }
+VERBS = {
+    "analyze",
+    "chat",
+    "demo",
+    "doctor",
+    "eval",
+    "export",
+    "generate",
+    "init",
+    "plan",
+    "prune",
+    "samples",
+    "schema",
+    "servers",
+    "study",
+    "tasks",
+    "train",
+}
 RUN = {
     "recipe.yaml",
     "environment.json",
@@ -139,7 +168,7 @@ RUN = {
     "evaluations.jsonl",
     "eval.json",
     "analysis/spectrum.json",
-    "analysis/spectrum.png",
+    "analysis/singular_values.csv",
 }
 
 
@@ -174,6 +203,12 @@ def test_keys_of_a_recipe():
     }
     for key, section in sections.items():
         assert KEYS[key] <= set(schema["$defs"][section]["properties"]), key
+
+
+def test_verbs():
+    from multilora.cli.app import app
+
+    assert {command.name for command in app.registered_commands} >= VERBS
 
 
 def test_files_of_a_run(recipe):

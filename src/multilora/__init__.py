@@ -13,20 +13,41 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from multilora.analysis.analyze import analyze
     from multilora.data.plan import Plan
-    from multilora.export.combine import combine_adapters
-    from multilora.export.gguf import export_gguf
-    from multilora.export.lora import convert_to_lora, export_lora
-    from multilora.export.merge import export_merged
-    from multilora.export.mlx import export_mlx
-    from multilora.export.pruned_adapter import prune_adapter
+    from multilora.errors import (
+        AdapterError,
+        DataError,
+        InputError,
+        MultiLoraError,
+        RecipeError,
+        RecordError,
+        RunDirectoryError,
+        RunError,
+        StoppedError,
+    )
+    from multilora.export.edit.combine import combine_adapters
+    from multilora.export.edit.prune_adapter import prune_adapter
+    from multilora.export.formats.gguf import export_gguf
+    from multilora.export.formats.mlx import export_mlx
+    from multilora.export.lora.export_lora import convert_to_lora, export_lora
+    from multilora.export.merged.export_merged import export_merged
     from multilora.peft_method import MultiLoraConfig, MultiLoraLayer, MultiLoraModel
     from multilora.recipe import Recipe
     from multilora.runs.directory import Run
     from multilora.runs.evaluate import Evaluation, evaluate
+    from multilora.runs.generate import generate
     from multilora.runs.train import plan, train
     from multilora.training.trainer import MultiTaskTrainer
 
 _MODULES = {
+    "AdapterError": "multilora.errors",
+    "DataError": "multilora.errors",
+    "InputError": "multilora.errors",
+    "MultiLoraError": "multilora.errors",
+    "RecipeError": "multilora.errors",
+    "RecordError": "multilora.errors",
+    "RunDirectoryError": "multilora.errors",
+    "RunError": "multilora.errors",
+    "StoppedError": "multilora.errors",
     "Evaluation": "multilora.runs.evaluate",
     "MultiLoraConfig": "multilora.peft_method",
     "MultiLoraLayer": "multilora.peft_method",
@@ -36,27 +57,37 @@ _MODULES = {
     "Recipe": "multilora.recipe",
     "Run": "multilora.runs.directory",
     "analyze": "multilora.analysis.analyze",
-    "combine_adapters": "multilora.export.combine",
-    "convert_to_lora": "multilora.export.lora",
+    "combine_adapters": "multilora.export.edit.combine",
+    "convert_to_lora": "multilora.export.lora.export_lora",
     "evaluate": "multilora.runs.evaluate",
-    "export_gguf": "multilora.export.gguf",
-    "export_lora": "multilora.export.lora",
-    "export_merged": "multilora.export.merge",
-    "export_mlx": "multilora.export.mlx",
+    "export_gguf": "multilora.export.formats.gguf",
+    "export_lora": "multilora.export.lora.export_lora",
+    "export_merged": "multilora.export.merged.export_merged",
+    "export_mlx": "multilora.export.formats.mlx",
+    "generate": "multilora.runs.generate",
     "plan": "multilora.runs.train",
-    "prune_adapter": "multilora.export.pruned_adapter",
+    "prune_adapter": "multilora.export.edit.prune_adapter",
     "train": "multilora.runs.train",
 }
 
 __all__ = [
+    "AdapterError",
+    "DataError",
     "Evaluation",
+    "InputError",
     "MultiLoraConfig",
+    "MultiLoraError",
     "MultiLoraLayer",
     "MultiLoraModel",
     "MultiTaskTrainer",
     "Plan",
     "Recipe",
+    "RecipeError",
+    "RecordError",
     "Run",
+    "RunDirectoryError",
+    "RunError",
+    "StoppedError",
     "__version__",
     "analyze",
     "combine_adapters",
@@ -66,6 +97,7 @@ __all__ = [
     "export_lora",
     "export_merged",
     "export_mlx",
+    "generate",
     "plan",
     "prune_adapter",
     "train",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,30 @@ logger = logging.getLogger(__name__)
 
 _INDEX = re.compile(r"\.\d+\.")
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+
+
+# dtype -> the capabilities of x86 processors that multiply it, as torch names them
+_FAST_ON_X86 = {"bfloat16": ("amx_bf16", "avx512_bf16"), "float16": ("amx_fp16", "avx512_fp16")}
+
+
+@lru_cache
+def is_slow_on_cpu(dtype: str) -> bool:
+    """Whether this processor is known to lack instructions for a dtype; torch then computes many times slower."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if capabilities.get("architecture") != "x86_64" or dtype not in _FAST_ON_X86:
+        return False
+    return not any(capabilities.get(name) for name in _FAST_ON_X86[dtype])
+
+
+@lru_cache
+def warn_of_slow_dtype(dtype: str) -> None:
+    """Warn, once, if computing in a dtype is slow on this processor."""
+    if is_slow_on_cpu(dtype):
+        logger.warning(
+            "model.dtype is %s, for which this CPU has no instructions: it is several times slower than float32; set "
+            "model.dtype: float32",
+            dtype,
+        )
 
 
 def damaged_file(folder: Path) -> Path | None:

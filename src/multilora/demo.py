@@ -8,13 +8,13 @@ from typing import Any
 from multilora.foreign_errors import own_errors
 from multilora.methods import FULL
 from multilora.recipe import Recipe
-from multilora.report.comparison import write_report
+from multilora.report.write import report
 from multilora.study.compare import Comparison, compare
 
 RANK, BRANCHES = 8, 3
 
 RECIPE: dict[str, Any] = {
-    "model": {"name_or_path": "nano", "dtype": "bfloat16", "attn_implementation": "eager"},
+    "model": {"name_or_path": "nano", "dtype": "float32", "attn_implementation": "eager"},
     "tasks": [
         {"name": "nano/instructions"},
         {"name": "nano/understanding"},
@@ -47,13 +47,13 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @own_errors
 def run_demo(out: str | Path) -> Comparison:
-    """Train and compare four methods, and write the runs, the figures and `report.html` to `out`.
+    """Train and compare four methods, and write the runs and `report.html` to `out`.
 
     Raises:
         RunDirectoryError: `out` is a file or a non-empty folder.
     """
     comparison = compare(Recipe.load(RECIPE), METHODS, out)
-    write_report(comparison, comparison.path / "report.html")
+    report(comparison.path)
     return comparison
 
 

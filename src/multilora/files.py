@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -36,6 +37,17 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy a file atomically."""
     with atomic_file(target) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def files_of(path: str) -> list[Path]:
+    """The file at a path, or all files that match it if it has a wildcard (`data/*.jsonl`, `**` for folders), sorted.
+
+    A file whose name has such a character is found by its name. Without a match, the path itself is returned.
+    """
+    if os.path.lexists(path) or not glob.has_magic(path):
+        return [Path(path)]
+    found = sorted(Path(match) for match in glob.glob(path, recursive=True) if not os.path.isdir(match))
+    return found or [Path(path)]
 
 
 def checksum(path: Path) -> str:

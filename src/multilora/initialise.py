@@ -136,7 +136,7 @@ def _as_branches(model: Any, saved: SavedAdapter, state: dict[str, Tensor]) -> d
             continue
         lora_A, lora_B = (state.pop(key) for key in keys)
         full_name = module.full_name(name) if isinstance(module, ParamWrapper) else name
-        scaling, rank = _lora_scaling(saved.config, full_name)
+        scaling, rank = lora_scaling(saved.config, full_name)
         initial = tuple(getattr(module, part)[adapter].detach() for part in module.adapter_layer_names)
         stack = math.prod(module.stack)
         A, B, _ = initial
@@ -161,7 +161,7 @@ def _as_branches(model: Any, saved: SavedAdapter, state: dict[str, Tensor]) -> d
     return state
 
 
-def _lora_scaling(config: dict[str, Any], name: str) -> tuple[float, int]:
+def lora_scaling(config: dict[str, Any], name: str) -> tuple[float, int]:
     """(scaling, rank) of a LoRA on a module."""
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     rank = ranks.get(get_pattern_key(ranks.keys(), name), config.get("r", 8))

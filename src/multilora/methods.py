@@ -9,6 +9,16 @@ from typing import Any
 from multilora.errors import AdapterError, nearest
 
 FULL = "full"
+# Options of PEFT's configs that are not choices of a recipe.
+INTERNAL_OPTIONS = (
+    "peft_type",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "inference_mode",
+    "base_model_name_or_path",
+    "revision",
+)
 # Used if the recipe does not set them.
 DEFAULTS: dict[str, Any] = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 # Methods that do not adapt all linear layers: PEFT's own choice for the model is used if the recipe has none.

@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 
-from multilora.base_checks import check_complete, check_decoder, check_finite, check_sizes, damaged_file
+from multilora.base_checks import (
+    check_complete,
+    check_decoder,
+    check_finite,
+    check_sizes,
+    damaged_file,
+    warn_of_slow_dtype,
+)
 from multilora.errors import AdapterError, InputError, nearest
 from multilora.initialise import load_saved_adapter
 from multilora.methods import FULL, adapter_config
@@ -91,6 +98,8 @@ def load_base(section: ModelSection, *, trainable: bool = False, source: str | N
     """
     from transformers import AutoModelForCausalLM
 
+    if best_device().type == "cpu":
+        warn_of_slow_dtype(section.dtype)
     dtype = torch.float32 if trainable else getattr(torch, section.dtype)
     quantized: dict[str, Any] = {}
     if section.quantization != "none":

@@ -1,9 +1,11 @@
-"""Progress bars with rate and remaining time, on stderr to keep them apart from results on stdout."""
+"""Notes and progress bars with rate and remaining time, on stderr to keep them apart from results on stdout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -21,6 +23,8 @@ from multilora.processes import is_main_process
 
 # Called with the number of finished units, and optionally `note=`.
 Advance = Callable[..., None]
+# With this variable set to 1, as by `--quiet`, there are no progress bars.
+QUIET = "MULTILORA_QUIET"
 
 
 class RateColumn(ProgressColumn):
@@ -32,11 +36,21 @@ class RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.1f}/s", style="progress.data.speed")
 
 
+def is_quiet() -> bool:
+    """Whether the environment asks for results only."""
+    return os.environ.get(QUIET) == "1"
+
+
+def facts(values: Mapping[str, Any]) -> str:
+    """Format what a command starts from on one line, `base nano, device cpu`; values that are None are left out."""
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[Advance]:
     """Show a bar for `total` units; yields `advance(units=1, note=None)`, where `note` is shown after the bar.
 
-    Only the main process shows the bar.
+    Only the main process shows the bar, unless the environment is quiet.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -46,7 +60,7 @@ def progress(description: str, total: int | None) -> Iterator[Advance]:
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
-    hidden = not is_main_process()
+    hidden = is_quiet() or not is_main_process()
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4, disable=hidden) as bar:
         task = bar.add_task(description, total=total, note="")
 

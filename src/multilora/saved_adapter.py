@@ -87,6 +87,16 @@ class SavedAdapter:
         value = self.config.get("base_model_name_or_path")
         return value if isinstance(value, str) and value else None
 
+    @property
+    def base_is_unchanged(self) -> bool:
+        """Whether the model with the adapter disabled is known to be the base: no trained biases, a plain start."""
+        start = self.config.get("init_lora_weights", True)
+        return (
+            self.method in ("lora", "multilora")
+            and self.config.get("bias", "none") == "none"
+            and start in UNCHANGED_BASE
+        )
+
 
 def adapter_folder(path: Path) -> Path | None:
     """The folder of the adapter at a path: the path itself, or `adapter/` in a run directory; None without one."""

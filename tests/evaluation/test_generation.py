@@ -279,6 +279,7 @@ def broken(*_, **__):
     raise ZeroDivisionError("a failure")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     run_in_two_processes(process, tmp_path)
     expected = [TOKENIZER.decode(alone("llama", prompt), skip_special_tokens=True) for prompt in PROMPTS]

@@ -248,6 +248,6 @@ def score_in_process(rank, folder, kind):
         assert alone < 0.75 * (sum(counted) - alone)
 
 
-@pytest.mark.parametrize("kind", ["replicas", "FSDP2"])
+@pytest.mark.parametrize("kind", [pytest.param("replicas", marks=pytest.mark.slow), "FSDP2"])
 def test_two_processes_share_the_work(tmp_path, kind):
     run_in_two_processes(score_in_process, tmp_path, kind)

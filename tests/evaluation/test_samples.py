@@ -116,10 +116,10 @@ def test_unreadable_files(tmp_path):
 
 def test_other_versions(tmp_path, monkeypatch):
     path = tmp_path / "x.parquet"
-    monkeypatch.setattr(samples, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(samples, "SCHEMA_VERSION", 4)
     write_samples(path, [CHOICE])
     monkeypatch.undo()
-    with pytest.raises(DataError, match=r"version 3 of samples, expected 2; evaluate the run again"):
+    with pytest.raises(DataError, match=r"version 4 of samples, expected 3; evaluate the run again"):
         read_samples(path)
     schema = samples.samples_schema()
     table = pa.table({"task": ["a"]}).replace_schema_metadata(schema.metadata)

@@ -12,9 +12,9 @@ from huggingface_hub import ModelCard
 import multilora
 from multilora import combine_adapters, export_merged
 from multilora.export.card import add_card
-from multilora.export.card_facts import folder_facts
-from multilora.export.lora import write_lora
-from multilora.export.source import open_source
+from multilora.export.lora.export_lora import write_lora
+from multilora.export.sources.source import open_source
+from multilora.runs.card_facts import folder_facts, licence_of
 
 LEARN = ["training.max_steps=10", "training.learning_rate=0.05"]
 SCORE = {"metric": "accuracy", "value": 0.5, "stderr": 0.1, "n": 40, "loss": 1.25, "truncated": 0, "dropped": 0}
@@ -135,7 +135,7 @@ def test_an_unreadable_card_of_the_source_is_ignored(tmp_path, readme):
 
 
 def test_a_base_and_datasets_of_the_hub_are_metadata(run, tmp_path, monkeypatch):
-    from multilora.export.source import RunSource
+    from multilora.export.sources.source import RunSource
 
     source = RunSource(run)
     export = write_lora(source, tmp_path / "out")
@@ -151,6 +151,46 @@ def test_a_base_and_datasets_of_the_hub_are_metadata(run, tmp_path, monkeypatch)
     assert data["datasets"] == ["owner/data"]
     assert data["tags"] == ["multilora", "lora", "multi-task"]
     assert f'PeftModel.from_pretrained(base, "{tmp_path / "out"}")' in commands[0].commands[-1]
+
+
+def test_the_card_of_a_run_has_no_placeholders(run, tmp_path):
+    file = run.weights / "README.md"
+    before = file.read_text()
+    assert "More Information" not in before
+    assert str(tmp_path) not in before
+    assert "No scores of these weights are known." in before
+    assert dict(tables(section(before, "Training"))[0][1:])["tokens"].replace(",", "").isdigit()
+    assert tables(section(before, "Training"))[1][1][-1] == "own data"
+    assert 'AutoPeftModelForCausalLM.from_pretrained("adapter")' in section(before, "Use")
+    assert "multilora generate adapter" in section(before, "Use")
+    assert "2311.11501" in section(before, "Citation")
+    multilora.evaluate(run, max_examples=4)
+    ((_, *scores),) = tables(section(file.read_text(), "Scores"))
+    assert [row[0] for row in scores] == ["even", "echo"]
+    full = multilora.train(run.recipe, ["adapter={method: full}", f"output_dir={tmp_path / 'full'}"])
+    card = (full.weights / "README.md").read_text()
+    assert ModelCard(card).data.to_dict()["library_name"] == "transformers"
+    assert section(card, "Citation") == ""
+
+
+def test_licences_of_the_base_and_of_the_data(recipe, tmp_path, monkeypatch):
+    make_llama().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")  # beside the data
+    recipe["model"]["name_or_path"] = str(tmp_path / "base")
+    card = (multilora.train(recipe, LEARN).weights / "README.md").read_text()
+    ((_, *rows),) = tables(section(card, "Licences"))
+    assert rows == [["base", "apache-2.0"], ["data of even", "cc-by-4.0"], ["data of echo", "cc-by-4.0"]]
+
+    cached = tmp_path / "hub" / "datasets--owner--data"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    (cached / "snapshots" / "abc" / "README.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert licence_of("hub:owner/data:config", dataset=True) == {"license": "mit"}
+    assert licence_of("hub:owner/other", dataset=True) == licence_of("not a name") == {}
 
 
 def test_the_card_of_a_merged_model_has_the_licence_of_its_base(recipe, tmp_path):

@@ -21,10 +21,10 @@ from conftest import make_gpt2, make_llama, make_tokenizer, randomise
 from peft import get_peft_model
 
 from multilora import MultiLoraConfig, export_lora
-from multilora.export.prompts import random_prompts
-from multilora.export.proof_outputs import NEW_TOKENS, outputs_of
-from multilora.export.servers_facts import adapter_facts
-from multilora.export.servers_table import VLLM_RANKS
+from multilora.export.proof.outputs import NEW_TOKENS, outputs_of
+from multilora.export.proof.prompts import random_prompts
+from multilora.export.servers.facts import adapter_facts
+from multilora.export.servers.table import VLLM_RANKS
 
 pytestmark = pytest.mark.slow
 

@@ -12,14 +12,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 import multilora
 from multilora import MultiLoraConfig, combine_adapters, export_lora, prune_adapter
-from multilora.analysis.low_rank import truncated_product
 from multilora.errors import AdapterError, InputError
-from multilora.export.edited import truncated
+from multilora.export.edit.edited import truncated
+from multilora.export.edit.prune import prune
+from multilora.export.edit.truncate import truncate
 from multilora.export.factors import adapter_factors
-from multilora.export.lora import write_lora
-from multilora.export.prune import prune
-from multilora.export.source import open_source
-from multilora.export.truncate import truncate
+from multilora.export.lora.export_lora import write_lora
+from multilora.export.sources.source import open_source
+from multilora.low_rank import truncated_product
 
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 BASES = {"llama": (make_llama, {}), "gpt2": (make_gpt2, {}), "moe": (make_qwen3_moe, {"target_parameters": EXPERTS})}
@@ -261,7 +261,7 @@ def test_lora_to_multilora_and_back_is_the_same_function_and_training_goes_on(tm
     assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-4)
 
 
-@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("as_json", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_command_line(tmp_path, base_folder, monkeypatch, capsys, as_json):
     from multilora.cli import main
 

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 
 from multilora import MultiLoraConfig
 from multilora.errors import AdapterError, RunDirectoryError, RunError
-from multilora.export.gguf import export_gguf
+from multilora.export.formats.gguf import export_gguf
 
 # The end of a weight's name in the model -> llama.cpp's name
 NAMES = {

@@ -27,9 +27,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from multilora import MultiLoraConfig
 from multilora.export.factors import adapter_factors
-from multilora.export.gguf import export_gguf
-from multilora.export.universal import lora_files
-from multilora.export.unstack import unstack
+from multilora.export.formats.gguf import export_gguf
+from multilora.export.lora.universal import lora_files
+from multilora.export.lora.unstack import unstack
 
 TREE = Path(os.environ.get("MULTILORA_LLAMA_CPP", "/nonexistent"))
 HERE = sys.executable if importlib.util.find_spec("llama_cpp") else ""

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from multilora import MultiLoraConfig, export_merged
 from multilora.errors import AdapterError, InputError, RunError
-from multilora.export.merge_files import read_layout
+from multilora.export.merged.tensor_files import read_layout
 
 IDS = torch.arange(3, 27).reshape(2, 12)
 SIZES: dict[str, Any] = {
@@ -352,7 +352,7 @@ def test_a_damaged_base_is_refused_and_nothing_is_left(adapter, tmp_path, kind):
 def test_a_full_disk_is_noticed_before_the_work_or_leaves_nothing(adapter, tmp_path, monkeypatch):
     import shutil
 
-    from multilora.export.merge_files import TensorWriter
+    from multilora.export.merged.tensor_files import TensorWriter
 
     def full(self, position, data):
         raise OSError(28, "No space left on device", str(self.path))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from multilora.errors import InputError, RunError
-from multilora.export.merge_files import NAMES, TensorWriter, new_layout, read_layout
+from multilora.export.merged.tensor_files import NAMES, TensorWriter, new_layout, read_layout
 
 TENSORS = st.dictionaries(
     st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),

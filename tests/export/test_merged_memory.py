@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 from safetensors import safe_open
 from transformers import LlamaConfig
 
-from multilora.export.merge_base import base_files
+from multilora.export.merged.base_files import base_files
 
 # Sets a limit on private memory (heap and anonymous maps) above what the imports need, and exports.
 LIMITED = """
@@ -21,8 +21,8 @@ import resource, sys, tempfile
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from multilora.export.merge import merge_by_shards
-from multilora.export.source import open_source
+from multilora.export.merged.export_merged import merge_by_shards
+from multilora.export.sources.source import open_source
 adapter, out, megabytes = sys.argv[1:]
 source = open_source(adapter)
 used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))

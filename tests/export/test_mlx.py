@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from multilora import MultiLoraConfig
 from multilora.errors import AdapterError, RunDirectoryError
-from multilora.export.mlx import export_mlx
+from multilora.export.formats.mlx import export_mlx
 
 # A Python with mlx-lm, such as /path/to/venv/bin/python; it need not have multilora.
 MLX_PYTHON = os.environ.get("MULTILORA_MLX_PYTHON", "")

@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 import multilora
 from multilora import export_lora
 from multilora.errors import RunError
-from multilora.export import proof as proof_module
-from multilora.export import proof_outputs
-from multilora.export.lora import write_lora
-from multilora.export.prompts import Prompt, random_prompts, run_prompts
-from multilora.export.proof import prove, reference_outputs
-from multilora.export.proof_compare import compare
-from multilora.export.proof_outputs import NEW_TOKENS, Output, outputs_of
-from multilora.export.proof_result import TABLE_COLUMNS, factor_proof, table_rows
-from multilora.export.source import open_source
+from multilora.export.lora.export_lora import write_lora
+from multilora.export.proof import outputs as proof_outputs
+from multilora.export.proof import prove as proof_module
+from multilora.export.proof.compare import compare
+from multilora.export.proof.outputs import Output, outputs_of
+from multilora.export.proof.prompts import Prompt, random_prompts, run_prompts
+from multilora.export.proof.prove import prove, reference_outputs
+from multilora.export.proof.result import TABLE_COLUMNS, factor_proof, table_rows
+from multilora.export.sources.source import open_source
 
 LEARN = ["training.max_steps=10", "training.learning_rate=0.05"]
 VOCABULARY = 50
@@ -107,13 +107,13 @@ def test_greedy_text_is_that_of_generate_and_its_margins_are_leads():
         assert best.indices[0] == token
         assert margin == pytest.approx(float(best.values[0] - best.values[1]), abs=1e-4)
         ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
-    assert len(output.tokens) == NEW_TOKENS or output.tokens[-1] == model.generation_config.eos_token_id
+    assert len(output.tokens) == proof_outputs.NEW_TOKENS or output.tokens[-1] == model.generation_config.eos_token_id
 
 
 @pytest.mark.parametrize("positions", [8, 20, 32, None])
 def test_greedy_text_ends_within_the_positions_of_the_model(positions):
     for prompt in random_prompts(320, positions):
-        assert prompt.start == 0 or positions is None or prompt.start + NEW_TOKENS <= positions
+        assert prompt.start == 0 or positions is None or prompt.start + proof_outputs.NEW_TOKENS <= positions
 
 
 def test_equal_outputs_are_equal():
@@ -123,6 +123,11 @@ def test_equal_outputs_are_equal():
     (row,) = table_rows(proof)
     assert row == ["a", "1", "0.0e+00", "1 of 1", "0.5000", "0.5000", "+0.0e+00"]
     assert len(row) == len(TABLE_COLUMNS)
+
+
+def test_a_reward_model_has_one_logit():
+    reward = random_output(logits=torch.tensor([[2.0]]))
+    assert compared(reward, reward).tolerance == pytest.approx(2e-3)
 
 
 def test_a_near_tie_is_counted():

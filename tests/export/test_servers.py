@@ -12,9 +12,9 @@ from conftest import make_llama, randomise
 from peft import get_peft_model
 
 from multilora import MultiLoraConfig, export_lora
-from multilora.export.servers import as_lines, next_commands
-from multilora.export.servers_facts import AdapterFacts, adapter_facts
-from multilora.export.servers_table import CONSUMERS, CONTENTS, VLLM_RANKS, Place, vllm_rank
+from multilora.export.servers.commands import as_lines, next_commands
+from multilora.export.servers.facts import AdapterFacts, adapter_facts
+from multilora.export.servers.table import CONSUMERS, CONTENTS, VLLM_RANKS, Place, vllm_rank
 
 PLACE = Place("out/lora", "owner/base", "lora", "runs/first")
 PLAIN = AdapterFacts("llama", rank=24)
@@ -135,5 +135,6 @@ def test_contents_are_read_from_the_files(tmp_path, base, options, expected):
 
 
 def test_the_table_imports_no_torch():
-    script = "import sys, multilora.export.servers, multilora.export.servers_facts; sys.exit('torch' in sys.modules)"
+    modules = "multilora.export.servers.commands, multilora.export.servers.facts"
+    script = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

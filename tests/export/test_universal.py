@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from multilora import MultiLoraConfig, export_lora
 from multilora.errors import AdapterError
-from multilora.export.lora import write_lora
-from multilora.export.source import open_source
+from multilora.export.lora.export_lora import write_lora
+from multilora.export.sources.source import open_source
 
 FEW = 1e-5  # of the largest logit: float32 rounding
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from multilora import MultiLoraConfig, export_lora
 from multilora.errors import AdapterError
 from multilora.export.factors import adapter_factors
-from multilora.export.unstack import unstack
+from multilora.export.lora.unstack import unstack
 
 EXPERTS = "model.layers.1.mlp.experts"
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_gpt2, make_llama, make_tokenizer, randomise
+from conftest import make_gpt2, make_llama, make_recipe, make_tokenizer, randomise
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import multilora
-import multilora.export.lora
-import multilora.export.merge_layers
-import multilora.export.merge_shards
+import multilora.export.lora.export_lora
+import multilora.export.merged.layers
+import multilora.export.merged.shards
 from multilora import MultiLoraConfig, export_lora, export_merged
 from multilora.errors import AdapterError, InputError, RunDirectoryError, RunError
-from multilora.export.lora import write_lora
-from multilora.export.merge import write_merged
-from multilora.export.merge_files import TensorWriter
-from multilora.export.source import open_source
+from multilora.export.lora.export_lora import write_lora
+from multilora.export.merged.export_merged import write_merged
+from multilora.export.merged.tensor_files import TensorWriter
+from multilora.export.sources.source import open_source
 from multilora.runs.directory import Run
 
 IDS = torch.arange(3, 27).reshape(2, 12)
@@ -59,9 +60,17 @@ def train_on(recipe, base_model, folder: Path, overrides) -> Run:
     return multilora.train(recipe, [*LEARN, *overrides])
 
 
+@pytest.fixture(scope="module")
+def trained(model_folder, tmp_path_factory) -> Path:
+    """The directory of a run."""
+    return multilora.train(make_recipe(tmp_path_factory.mktemp("trained"), model_folder), LEARN).path
+
+
 @pytest.fixture
-def run(recipe) -> Run:
-    return multilora.train(recipe, LEARN)
+def run(trained, tmp_path) -> Run:
+    """A copy of it, which a test may damage."""
+    shutil.copytree(trained, tmp_path / "run")
+    return Run(tmp_path / "run")
 
 
 def hidden_and_visible(folder: Path) -> list[str]:
@@ -169,7 +178,7 @@ def test_a_damaged_merged_file_is_found(run, tmp_path, monkeypatch):
             self._write(slot.start + slot.size - 4, b"\0\0\x80?")
             super().__exit__(*error)
 
-    monkeypatch.setattr(multilora.export.merge_shards, "TensorWriter", FailingDisk)
+    monkeypatch.setattr(multilora.export.merged.shards, "TensorWriter", FailingDisk)
     before = hidden_and_visible(tmp_path)
     with pytest.raises(RunError, match=r"model.embed_tokens.weight differs from what was saved"):
         export_merged(run, tmp_path / "new" / "out")
@@ -178,13 +187,13 @@ def test_a_damaged_merged_file_is_found(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_a_damaged_lora_file_is_found(run, tmp_path, monkeypatch, in_memory):
-    correct = multilora.export.lora.save
+    correct = multilora.export.lora.export_lora.save
 
     def damaged(state, **options):
         name = next(name for name in state if "lora_B" in name)
         return correct({**state, name: -state[name]}, **options)
 
-    monkeypatch.setattr(multilora.export.lora, "save", damaged)
+    monkeypatch.setattr(multilora.export.lora.export_lora, "save", damaged)
     before = hidden_and_visible(tmp_path)
     with pytest.raises(RunError, match=r"lora_B.weight differs from what was saved"):
         export_lora(run.load_model() if in_memory else run, tmp_path / "new" / "out")
@@ -193,14 +202,14 @@ def test_a_damaged_lora_file_is_found(run, tmp_path, monkeypatch, in_memory):
 
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_a_wrong_conversion_is_found(run, tmp_path, monkeypatch, in_memory):
-    correct = multilora.export.lora.lora_files
+    correct = multilora.export.lora.export_lora.lora_files
 
     def wrong(*args, **options):
         config, state = correct(*args, **options)
         config.lora_alpha *= 1.1
         return config, state
 
-    monkeypatch.setattr(multilora.export.lora, "lora_files", wrong)
+    monkeypatch.setattr(multilora.export.lora.export_lora, "lora_files", wrong)
     before = hidden_and_visible(tmp_path)
     source = "random tokens" if in_memory else r"task '(even|echo)', example \d, position \d+"
     with pytest.raises(RunError, match=rf"differs from the original: by [\d.]+ in a logit \({source}.*--to merged"):
@@ -211,7 +220,7 @@ def test_a_wrong_conversion_is_found(run, tmp_path, monkeypatch, in_memory):
 def test_a_wrong_merge_is_found(recipe, tmp_path, monkeypatch):
     """If the tie is kept, the embeddings are used as the head too."""
     run = train_on(recipe, BASES["tied llama"](), tmp_path / "base", ["adapter.target_modules=[lm_head]"])
-    monkeypatch.setattr(multilora.export.merge_layers.LayerMerger, "same", lambda *_: True)
+    monkeypatch.setattr(multilora.export.merged.layers.LayerMerger, "same", lambda *_: True)
     before = hidden_and_visible(tmp_path)
     with pytest.raises(
         RunError, match=r"The files load as another model. Export it with --to lora.*nothing was written"
@@ -221,12 +230,12 @@ def test_a_wrong_merge_is_found(recipe, tmp_path, monkeypatch):
 
 
 def test_a_config_that_loads_another_model_is_found(run, tmp_path, monkeypatch):
-    correct = multilora.export.merge.write_config
+    correct = multilora.export.merged.export_merged.write_config
 
     def wrong(folder, config, changes, **options):
         correct(folder, {**config, "rms_norm_eps": 0.5}, changes, **options)
 
-    monkeypatch.setattr(multilora.export.merge, "write_config", wrong)
+    monkeypatch.setattr(multilora.export.merged.export_merged, "write_config", wrong)
     with pytest.raises(RunError, match="The files load as another model"):
         export_merged(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -257,7 +266,8 @@ def test_a_full_run_with_nan_is_refused(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("kind", EXPORTS)
-def test_without_its_data_a_run_is_compared_on_random_tokens(run, tmp_path, kind, caplog):
+def test_without_its_data_a_run_is_compared_on_random_tokens(recipe, tmp_path, kind, caplog):
+    run = multilora.train(recipe, LEARN)
     (tmp_path / "even.jsonl").unlink()
     verification = EXPORTS[kind][0](run, tmp_path / "one")
     assert (verification.count, verification.random) == (3, False)

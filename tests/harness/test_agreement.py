@@ -180,6 +180,7 @@ def two_processes(rank: int, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(scores), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_once(tiny, tmp_path):
     """The engine shares out the requests, and lm-eval, which could too, does not; the first process has the result."""
     manager = toy_tasks(tmp_path)
@@ -289,6 +290,7 @@ REAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no real data")
 @pytest.mark.parametrize("name", REAL)
 def test_scores_on_real_data(base, manager, name):

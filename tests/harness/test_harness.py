@@ -275,6 +275,7 @@ def test_a_run_on_its_tasks(recipe, paths):
     )
 
 
+@pytest.mark.slow
 def test_lm_evals_command_line_with_the_model(tmp_path, model_folder):
     pytest.importorskip("lm_eval")
     file = str(write_jsonl(tmp_path / "rows.jsonl", [{"q": f"Is {n} one?", "a": n % 2} for n in range(6)]))

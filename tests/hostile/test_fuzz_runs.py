@@ -261,7 +261,7 @@ def check(examples, command, kind, runs, tmp_path, **options):
 
 @pytest.mark.parametrize(("command", "kind"), CASES)
 def test_damaged_run(command, kind, runs, tmp_path):
-    check(16, command, kind, runs, tmp_path)
+    check(8, command, kind, runs, tmp_path)
 
 
 @pytest.mark.slow

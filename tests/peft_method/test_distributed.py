@@ -108,8 +108,15 @@ def process(rank, folder, work, scaling):
         torch.save((losses, parameters), folder / "result.pt")
 
 
-@pytest.mark.parametrize("scaling", ["vector", "scalar"])
-@pytest.mark.parametrize("work", [with_ddp, with_fsdp2, with_fsdp2_resumed])
+@pytest.mark.parametrize("scaling", ["vector", pytest.param("scalar", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "work",
+    [
+        pytest.param(with_ddp, marks=pytest.mark.slow),
+        pytest.param(with_fsdp2, marks=pytest.mark.slow),
+        with_fsdp2_resumed,
+    ],
+)
 def test_two_processes_equal_one(tmp_path: Path, work, scaling):
     run_in_two_processes(process, tmp_path, work, scaling)
     losses, parameters = torch.load(tmp_path / "result.pt")

@@ -12,8 +12,8 @@ import multilora
 import multilora.evaluation.score as score_module
 from multilora.errors import InputError
 from multilora.evaluation.samples import read_samples
-from multilora.export.lora import export_lora
-from multilora.export.merge import export_merged
+from multilora.export.lora.export_lora import export_lora
+from multilora.export.merged.export_merged import export_merged
 from multilora.runs.evaluate import evaluate_models, sample_names
 
 
@@ -103,7 +103,7 @@ def evaluate_in_process(rank, folder, path):
     (folder / f"{rank}.json").write_text(json.dumps(evaluation.as_dict()))
 
 
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("cached", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_share_the_evaluation(run, tmp_path, monkeypatch, cached):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     if cached:

@@ -114,6 +114,7 @@ def test_nothing_is_repeated(copied, executed):
     assert executed == []
 
 
+@pytest.mark.slow
 def test_a_study_that_is_interrupted_anywhere_ends_with_the_same_results(copied, finished, executed, monkeypatch):
     cells = cells_of(copied)
     trained, measured = cells.trials["lora"][0][0], cells.trials["multilora"][1][0]
@@ -159,6 +160,7 @@ def test_a_failed_cell_is_recorded_and_does_not_stop_the_others(copied, executed
     assert executed == [failed["id"]]
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_study_and_fails_no_cell(copied, monkeypatch):
     cells = cells_of(copied)
     cell = cells.trials["lora"][0][0]
@@ -222,6 +224,7 @@ def test_workers_share_the_cells(finished, tmp_path, monkeypatch):
     assert max(most) > 1
 
 
+@pytest.mark.slow
 def test_single_cells_for_other_schedulers(copied):
     study = Study.load(copied)
     cells = cells_of(copied)

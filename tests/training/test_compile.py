@@ -13,8 +13,8 @@ from multilora.errors import InputError
 from multilora.training.compile import compile_blocks
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("method", ["multilora", "full"])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["multilora", pytest.param("full", marks=pytest.mark.slow)])
 def test_compiled_equals_eager(recipe, tmp_path, caplog, method, checkpointing):
     recipe["adapter"] = {"method": method}
     recipe["data"]["packing"] = True

@@ -60,7 +60,9 @@ def assert_same(resumed, uninterrupted):
     assert logged(resumed) == logged(uninterrupted)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5, 11])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow), 11]
+)
 @pytest.mark.parametrize("packing", [False, True])
 def test_resumed_equals_uninterrupted(recipe, tmp_path, stop, packing):
     options = [*CHECKPOINTED, f"data.packing={str(packing).lower()}", "optimizer.scale_lr_factor=4"]

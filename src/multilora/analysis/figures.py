@@ -1,80 +1,139 @@
-"""Figures of spectra and losses; no display is needed."""
+"""Charts of an analysis: singular values, dominance, branches, similarity, intruder dimensions.
+
+They are made of JSON values, as `Analysis.as_dict` returns and the files of an analysis hold them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from multilora.analysis.branch_figures import branches_chart, intruders_chart
+from multilora.analysis.figure_parts import (
+    ALL_KINDS,
+    ALL_LAYERS,
+    Spectra,
+    kinds_of,
+    layers_of,
+    matrices_of,
+    methods_of,
+    series_colours,
+)
+from multilora.analysis.similarity_figure import similarity_chart
+from multilora.charts.chart import Chart, Row, Selector
+from multilora.charts.styles import method_scales
 
-from multilora.analysis.spectrum import MatrixSpectrum, Spectrum
-
-
-def mean_normalised(matrices: list[MatrixSpectrum]) -> Any:
-    """Return the mean of sigma / sigma_1 over matrices, [k], cut to the shortest spectrum."""
-    rows = [np.asarray(m.singular_values) / m.singular_values[0] for m in matrices if m.measures.norm > 0]
-    if not rows:
-        return np.zeros(0)
-    length = min(len(row) for row in rows)
-    return np.mean([row[:length] for row in rows], axis=0)
-
-
-@contextmanager
-def _panels(names: Sequence[str], path: Path, y_label: str, *, share_y: bool) -> Iterator[list[Any]]:
-    """Yield one axis per name, at most four in a row; at the end, add a common legend and save the figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(4, max(1, len(names)))
-    rows = max(1, -(-len(names) // columns))
-    figure = Figure(figsize=(3.4 * columns, 2.8 * rows + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=share_y).flat)
-    for axis in axes[len(names) :]:
-        axis.set_visible(False)
-    for axis, name in zip(axes, names, strict=False):
-        axis.set_title(name, fontsize=10)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel(y_label)
-    yield axes[: len(names)]
-    handles, legend_names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, legend_names, loc="outside upper center", ncols=max(1, len(legend_names)))
-    figure.savefig(path, dpi=110)
+LONGEST = 64  # singular values per matrix that are drawn
+FLOOR = 1e-6  # smaller shares of the largest singular value are rounding errors of the weights
+MEASURES = {
+    "top1_energy": "energy in the top 1",
+    "top4_energy": "energy in the top 4",
+    "effective_rank": "effective rank",
+    "stable_rank": "stable rank",
+    "participation_ratio": "participation ratio",
+    "norm": "norm",
+    "relative_norm": "norm / norm of the base",
+}
 
 
-def draw_spectra(spectra: Mapping[str, Spectrum], path: Path, *, longest: int = 64) -> None:
-    """Draw one panel per module type with the mean normalised spectrum of each method, on a log scale.
+def analysis_charts(spectra: Spectra, similarities: Sequence[Mapping[str, Any]] = ()) -> list[Chart]:
+    """All charts for which there are data.
 
     Args:
-        spectra: label -> spectrum
-        path: of the image; its suffix sets the format
-        longest: maximum number of singular values to show
+        spectra: label -> `Spectrum.as_dict`
+        similarities: items of `Similarity.as_dict`
     """
-    kinds = list(dict.fromkeys(kind for spectrum in spectra.values() for kind in spectrum.by_kind()))
-    with _panels(kinds, path, "sigma / sigma_1, mean over layers", share_y=True) as axes:
-        for axis, kind in zip(axes, kinds, strict=True):
-            for label, spectrum in spectra.items():
-                values = mean_normalised(spectrum.by_kind().get(kind, []))[:longest]
-                # Values below 1e-6 of the largest are rounding errors of the weights.
-                axis.plot(np.arange(1, len(values) + 1), np.maximum(values, 1e-6), label=label, linewidth=1.5)
-            axis.set_yscale("log")
-            axis.set_xlabel("singular value")
+    charts = [singular_values_chart(spectra), dominance_chart(spectra)]
+    charts += [chart for chart in (branches_chart(spectra), intruders_chart(spectra)) if chart.rows]
+    if any(item["matrices"] for item in similarities):
+        charts.append(similarity_chart(similarities))
+    return charts
 
 
-def draw_losses(metrics: Mapping[str, list[dict[str, float]]], tasks: list[str], path: Path) -> None:
-    """Draw one panel per task with the training loss (nats per trained token) of each method over the steps.
+def singular_values_chart(spectra: Spectra) -> Chart:
+    """Singular values over the largest one, by method, or by module type for a single model."""
+    single = len(spectra) == 1
+    rows: list[Row] = []
+    for label, matrix in matrices_of(spectra):
+        values = matrix["singular_values"][:LONGEST]
+        if not values or not values[0]:
+            continue
+        rows += [
+            {
+                "method": label,
+                "layer": matrix["layer"],
+                "kind": matrix["kind"],
+                "name": matrix["name"],
+                "number": number,
+                "share": max(value / values[0], FLOOR),
+            }
+            for number, value in enumerate(values, 1)
+        ]
+    view = {
+        "mark": {"type": "line", "strokeWidth": 2, "tooltip": True},
+        "encoding": {
+            "x": {"field": "number", "type": "quantitative", "title": "number of the singular value"},
+            "y": {
+                "field": "share",
+                "aggregate": "mean",
+                "type": "quantitative",
+                "scale": {"type": "log"},
+                "title": "singular value / largest",
+            },
+            **(series_colours("kind", kinds_of(spectra)) if single else method_scales(methods_of(spectra))),
+        },
+    }
+    return Chart(
+        "singular_values",
+        "Singular values of the weight update",
+        "Singular values of Delta W divided by the largest of the matrix, on a logarithmic scale, against their "
+        f"number; means over the selected matrices, one line per {'module type' if single else 'method'}. In a flat "
+        "line many directions contribute.",
+        rows,
+        view,
+        selectors=[
+            Selector("kind", "module type", kinds_of(spectra), "all" if single else ALL_KINDS),
+            Selector("layer", "layer", layers_of(spectra), ALL_LAYERS),
+        ],
+        facet=None if single else "kind",
+    )
 
-    Args:
-        metrics: label -> the lines of a run's `metrics.jsonl`
-        tasks: task names
-        path: of the image; its suffix sets the format
-    """
-    with _panels(tasks, path, "training loss", share_y=False) as axes:
-        for axis, task in zip(axes, tasks, strict=True):
-            key = f"loss/{task}"
-            for label, lines in metrics.items():
-                points = [(line["step"], line[key]) for line in lines if key in line]
-                axis.plot([step for step, _ in points], [loss for _, loss in points], label=label, linewidth=1.5)
-            axis.set_xlabel("step")
+
+def dominance_chart(spectra: Spectra) -> Chart:
+    """How concentrated the update is, by layer; by method, or by module type for a single model."""
+    single = len(spectra) == 1
+    rows = [
+        {
+            "method": label,
+            "layer": matrix["layer"],
+            "kind": matrix["kind"],
+            "measure": title,
+            "value": matrix["measures"][name],
+        }
+        for label, matrix in matrices_of(spectra)
+        for name, title in MEASURES.items()
+        if matrix["measures"].get(name) is not None and matrix["layer"] is not None
+    ]
+    measures = [title for title in MEASURES.values() if any(row["measure"] == title for row in rows)]
+    series = series_colours("kind", kinds_of(spectra)) if single else method_scales(methods_of(spectra))
+    selectors = [Selector("measure", "measure", measures)]
+    if not single:
+        selectors.append(Selector("kind", "module type", kinds_of(spectra), ALL_KINDS))
+    view = {
+        "mark": {"type": "line", "strokeWidth": 2, "point": True, "tooltip": True},
+        "encoding": {
+            "x": {"field": "layer", "type": "ordinal", "title": "layer", "axis": {"labelAngle": 0}},
+            "y": {"field": "value", "aggregate": "mean", "type": "quantitative", "title": None},
+            **series,
+        },
+    }
+    return Chart(
+        "dominance",
+        "Dominance of the largest directions by layer",
+        "Measures of the spectrum of Delta W against the layer, means over the selected matrices. A high energy in the "
+        "top 1 or top 4, and a low rank, mean that few directions dominate.",
+        rows,
+        view,
+        selectors=selectors,
+        facet=None if single else "kind",
+    )

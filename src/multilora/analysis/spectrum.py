@@ -6,27 +6,30 @@ With sigma the singular values of one matrix's update and p_i = sigma_i^2 / sum 
     effective rank          exp(H(p)), H the entropy in nats (Roy & Vetterli 2007, on p instead of sigma)
     stable rank             sum sigma^2 / sigma_1^2
     participation ratio     1 / sum p_i^2
+    relative norm           the Frobenius norm of Delta W over that of the base weight
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
-from multilora.analysis.low_rank import layer_factors, singular_values_of_product
-from multilora.errors import AdapterError
-from multilora.methods import FULL
+from multilora.analysis.branches import BranchMeasures, measure_branches
+from multilora.analysis.intruders import IntruderMeasures
+from multilora.analysis.update import Decomposition, Update, kind_of, layer_of
 
 
 @dataclass(frozen=True)
 class Measures:
-    """How concentrated a spectrum is; for an update that is exactly zero, all but the norm are NaN."""
+    """How concentrated a spectrum is.
+
+    For an update that is exactly zero, all but the norms are NaN. From a randomised decomposition, which has only the
+    largest values, the effective rank and the participation ratio are NaN. The relative norm is NaN without the base.
+    """
 
     norm: float
     top1_energy: float
@@ -34,45 +37,78 @@ class Measures:
     effective_rank: float
     stable_rank: float
     participation_ratio: float
+    relative_norm: float = float("nan")
 
 
-def measures(singular_values: Tensor) -> Measures:
-    """Compute the measures of a spectrum [k], in any order."""
+NAMES = tuple(Measures.__dataclass_fields__)
+
+
+def measures(singular_values: Tensor, *, norm: float | None = None, base_norm: float | None = None) -> Measures:
+    """Compute the measures of a spectrum.
+
+    Args:
+        singular_values: [k], in any order
+        norm: Frobenius norm of the update, if these are not all of its singular values
+        base_norm: Frobenius norm of the base weight, if it is known
+    """
     squared = torch.sort(singular_values.double() ** 2, descending=True).values
-    total = squared.sum()
+    total = squared.sum() if norm is None else torch.tensor(norm**2, dtype=torch.float64)
+    relative = math.nan if not base_norm else float(total.sqrt()) / base_norm
     if total == 0:
-        nan = float("nan")
-        return Measures(0.0, nan, nan, nan, nan, nan)
+        nan = math.nan
+        return Measures(0.0, nan, nan, nan, nan, nan, relative)
     p = squared / total
     entropy = -(p * p.clamp_min(1e-300).log()).sum()
     return Measures(
         norm=float(total.sqrt()),
         top1_energy=float(p[0]),
         top4_energy=float(p[:4].sum()),
-        effective_rank=float(entropy.exp()),
+        effective_rank=math.nan if norm is not None else float(entropy.exp()),
         stable_rank=float(total / squared[0]),
-        participation_ratio=float(1 / (p**2).sum()),
+        participation_ratio=math.nan if norm is not None else float(1 / (p**2).sum()),
+        relative_norm=relative,
     )
 
 
 @dataclass(frozen=True)
 class MatrixSpectrum:
-    """The update of one weight matrix."""
+    """The update of one weight matrix.
+
+    name: of its module in the base
+    shape: (d_out, d_in)
+    singular_values: largest first
+    measures: of the singular values
+    residual: Frobenius norm of what the singular values leave out: 0 if they are exact
+    branches: one entry per branch of MultiLoRA
+    intruders: if they were asked for
+    """
 
     name: str
     shape: tuple[int, int]
     singular_values: list[float]
     measures: Measures
+    residual: float = 0.0
+    branches: list[BranchMeasures] | None = None
+    intruders: IntruderMeasures | None = None
 
     @property
     def kind(self) -> str:
         """The module type: the last part of the name, such as `q_proj`, without the index of an expert."""
-        return self.name.rsplit(".", 1)[-1].partition("[")[0]
+        return kind_of(self.name)
+
+    @property
+    def layer(self) -> int | None:
+        """The number of the layer; None for what is outside of the layers."""
+        return layer_of(self.name)
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The updates of all adapted matrices of a run."""
+    """The updates of all adapted matrices.
+
+    method: as in `adapter.method`
+    matrices: in the order of the model
+    """
 
     method: str
     matrices: list[MatrixSpectrum]
@@ -88,125 +124,45 @@ class Spectrum:
         """Average every measure over matrices (by default, all), ignoring updates that are zero."""
         nonzero = [m for m in (self.matrices if matrices is None else matrices) if m.measures.norm > 0]
         if not nonzero:
-            return dict.fromkeys(Measures.__dataclass_fields__, float("nan"))
-        return {
-            name: sum(getattr(m.measures, name) for m in nonzero) / len(nonzero)
-            for name in Measures.__dataclass_fields__
-        }
+            return dict.fromkeys(NAMES, float("nan"))
+        return {name: sum(getattr(m.measures, name) for m in nonzero) / len(nonzero) for name in NAMES}
+
+    def intruders(self, matrices: list[MatrixSpectrum] | None = None) -> dict[str, float] | None:
+        """The number of intruder dimensions over matrices (by default, all), and their share; None if not computed."""
+        found = [m.intruders for m in (self.matrices if matrices is None else matrices) if m.intruders is not None]
+        if not found:
+            return None
+        count, examined = sum(item.count for item in found), sum(item.examined for item in found)
+        return {"count": float(count), "examined": float(examined), "share": count / examined if examined else math.nan}
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-compatible values."""
         return {
             "method": self.method,
             "mean": self.mean(),
-            "matrices": [asdict(matrix) for matrix in self.matrices],
+            "intruders": self.intruders(),
+            "matrices": [{**asdict(matrix), "kind": matrix.kind, "layer": matrix.layer} for matrix in self.matrices],
         }
 
 
-def _spectrum(name: str, shape: tuple[int, int], singular_values: Tensor) -> MatrixSpectrum:
-    return MatrixSpectrum(name, shape, singular_values.tolist(), measures(singular_values))
+def spectrum_of_update(
+    update: Update, decomposition: Decomposition, intruders: IntruderMeasures | None = None
+) -> MatrixSpectrum:
+    """Measure one update.
 
-
-def _has_adapter(module: Any, adapter_name: str) -> bool:
-    return any(adapter_name in getattr(module, part, ()) for part in module.adapter_layer_names)
-
-
-def _merged_difference(module: Any, method: str, adapter_name: str) -> Tensor:
-    """Return what merging adds to the weight of a layer, in float64; not every method's `get_delta_weight` is that.
-
-    Raises:
-        AdapterError: the layer cannot be merged.
+    Args:
+        update: of one matrix
+        decomposition: of the update
+        intruders: of the tuned weight, if they were asked for
     """
-    weight = module.get_base_layer().weight
-    if not weight.is_floating_point() or hasattr(weight, "quant_state"):
-        raise AdapterError(
-            f"analyze: the update of method {method!r} cannot be computed on a quantized base; use lora or multilora, "
-            "or set model.quantization to none"
-        )
-    merged = copy.deepcopy(module).double()
-    before = merged.get_base_layer().weight.detach().clone()
-    try:
-        with torch.no_grad():
-            merged.merge(adapter_names=[adapter_name])
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise AdapterError(
-            f"analyze: the update of method {method!r} is not a change of the weights, or not one that PEFT can "
-            f"compute ({' '.join(str(error).split())}); analyze a run of another method"
-        ) from error
-    difference: Tensor = merged.get_base_layer().weight.detach() - before
-    return difference
-
-
-def _low_rank_spectra(name: str, module: Any, up: Tensor, down: Tensor) -> list[MatrixSpectrum]:
-    """Return one spectrum, or one per matrix of a stack of experts, named as in `experts.down_proj[3]`."""
-    shape = (up.shape[-2], down.shape[-1])
-    if hasattr(module, "parameter_name"):
-        name = ".".join([*(part for part in name.split(".") if part != "base_layer"), module.parameter_name])
-    if up.dim() == 2:
-        return [_spectrum(name, shape, singular_values_of_product(up, down))]
-    return [_spectrum(f"{name}[{i}]", shape, singular_values_of_product(up[i], down[i])) for i in range(up.shape[0])]
-
-
-def _check_base_unchanged(model: Any, method: str, adapter_name: str) -> None:
-    """Check that attaching the adapter left the base weights as they were.
-
-    Raises:
-        AdapterError: its initialisation changed them, so that the adapter alone is not the update.
-    """
-    init = getattr(model.peft_config[adapter_name], "init_lora_weights", None)
-    if isinstance(init, str) and init.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
-        raise AdapterError(
-            f"analyze: {method} with init_lora_weights {init!r} changes the base weights, so its update cannot be "
-            "computed from the adapter; analyze a run with the default init_lora_weights"
-        )
-
-
-def _adapted_layers(model: Any, adapter_name: str) -> Iterator[tuple[str, Any]]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in model.get_base_model().named_modules():
-        if isinstance(module, BaseTunerLayer) and _has_adapter(module, adapter_name):
-            yield name, module
-
-
-def adapter_spectrum(model: Any, method: str, adapter_name: str = "default") -> Spectrum:
-    """Compute the spectrum of every adapted matrix of a `PeftModel`.
-
-    MultiLoRA and plain LoRA use their factors, other methods the difference that merging makes to the weights.
-
-    Raises:
-        AdapterError: the method is not a change of weights, or changes no weight matrix.
-    """
-    _check_base_unchanged(model, method, adapter_name)
-    matrices: list[MatrixSpectrum] = []
-    for name, module in _adapted_layers(model, adapter_name):
-        factors = layer_factors(module, adapter_name)
-        if factors is not None:
-            matrices += _low_rank_spectra(name, module, *factors)
-            continue
-        if getattr(module.get_base_layer(), "weight", torch.empty(0)).dim() < 2:  # the scale of a norm
-            continue
-        dense = _merged_difference(module, method, adapter_name).flatten(1)
-        rows = dense[dense.any(dim=1)] if dense.any() else dense[:1]  # few rows of an embedding are trained
-        name = name.removesuffix(".token_adapter")
-        matrices.append(_spectrum(name, (dense.shape[0], dense.shape[1]), torch.linalg.svdvals(rows)))
-    if not matrices:
-        raise AdapterError(f"analyze: method {method!r} adapts no weight matrix; analyze a run of another method")
-    return Spectrum(method, matrices)
-
-
-def difference_spectrum(before: Any, after: Any, method: str = FULL) -> Spectrum:
-    """Compute the spectrum of `after - before` for every linear layer except the output head.
-
-    These are the matrices that `target_modules: all-linear` adapts, so all methods are compared on the same matrices.
-    """
-    head = after.get_output_embeddings()
-    modules_before = dict(before.named_modules())
-    matrices = []
-    for name, module in after.named_modules():
-        if not isinstance(module, torch.nn.Linear | Conv1D) or module is head:
-            continue
-        with torch.no_grad():
-            delta = module.weight.double() - modules_before[name].weight.double()
-        matrices.append(_spectrum(name, (delta.shape[0], delta.shape[1]), torch.linalg.svdvals(delta)))
-    return Spectrum(method, matrices)
+    truncated = decomposition.residual > 0
+    base_norm = None if update.weight is None else float(torch.linalg.matrix_norm(update.weight.double()))
+    return MatrixSpectrum(
+        update.name,
+        update.shape,
+        decomposition.values.tolist(),
+        measures(decomposition.values, norm=decomposition.norm if truncated else None, base_norm=base_norm),
+        decomposition.residual,
+        measure_branches(update),
+        intruders,
+    )

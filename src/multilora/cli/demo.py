@@ -61,5 +61,4 @@ def _show(comparison: Comparison) -> None:
         )
     plan = comparison.plan
     table(f"{plan.steps} steps of {plan.rows_per_step} examples, the same for every method", columns, rows)
-    print(f"spectra: {comparison.spectra_figure}")
-    print(f"report:  {comparison.path / 'report.html'}")
+    print(f"report: {comparison.path / 'report.html'}")

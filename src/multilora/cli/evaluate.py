@@ -124,7 +124,8 @@ def _show_run(path: str, max_examples: int | None, shots: int | None, json: bool
         rows += [[*row, "", "", ""] for row in _more_rows(scores)]
     _table(["before", "after", "loss before", "loss after"], rows, list(evaluation.after.values()))
     _show_counts({"": evaluation.after})
-    print(f"weights of step {evaluation.weights_of_step:,}")
+    print(f"weights: of step {evaluation.weights_of_step:,}")
+    print(f"next: multilora samples {path} --wrong")
 
 
 def _show_models(scores: Mapping[str, Mapping[str, TaskScore]]) -> None:
@@ -145,9 +146,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], scores: Sequen
 
     protocols = {score.protocol for score in scores}
     if len(protocols) > 1:
-        table(TITLE, ["task", "metric", "n", *columns, "protocol"], rows)
+        table(TITLE, ["task", "metric", "n", *columns, "protocol"], rows, keys=2)
     else:
-        table(TITLE, ["task", "metric", "n", *columns], [row[:-1] for row in rows])
+        table(TITLE, ["task", "metric", "n", *columns], [row[:-1] for row in rows], keys=2)
         print(f"protocol: {protocols.pop()}")
     if any(score.harness for score in scores):
         print("lm-eval scores the first documents of a task; the loss is that of multilora's prompts, without answers")

@@ -12,8 +12,8 @@ import typer
 from multilora.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from multilora.export.proof_result import Proof
-    from multilora.export.servers import NextCommand
+    from multilora.export.proof.result import Proof
+    from multilora.export.servers.commands import NextCommand
 
 
 class Target(StrEnum):
@@ -56,6 +56,13 @@ def export(
         str | None,
         typer.Option("--base", metavar="BASE", help="Base of a PEFT adapter, if its config names none here."),
     ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", metavar="OWNER/NAME", help="Upload the export to this repository of the hub."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push-to-hub: a new repository is private.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Export an adapter for other programs, and verify that the files equal the original."""
@@ -74,7 +81,17 @@ def export(
     for option, given in (("--ragged", ragged), ("--per-expert", per_expert)):
         if to is not Target.lora and given:
             raise InputError(f"{option} is for --to lora, not for --to {to.value}; leave it out")
+    if private and push_to_hub is None:
+        raise InputError("--private has no effect without --push-to-hub; leave it out")
+    if push_to_hub is not None:
+        from multilora.export.hub import check_hub
+
+        check_hub(push_to_hub)
     result = _export(source, to, out, rank, energy, base, ragged=ragged, per_expert=per_expert)
+    if push_to_hub is not None:
+        from multilora.export.hub import push_to_hub as push
+
+        result["address"] = push(out, push_to_hub, private=private)
     _show_json(out, result) if json else _show(out, result)
 
 
@@ -90,24 +107,27 @@ def _export(
     per_expert: bool,
 ) -> dict[str, Any]:
     """Returns `proof`, and what else is known of the export."""
-    from multilora.export.edited import truncated
-    from multilora.export.servers import next_commands
-    from multilora.export.servers_table import Place
-    from multilora.export.source import open_source
+    from multilora.cli.show import note
+    from multilora.export.edit.edited import truncated
+    from multilora.export.servers.commands import next_commands
+    from multilora.export.servers.table import Place
+    from multilora.export.sources.source import open_source
+    from multilora.progress import facts
 
     opened = open_source(source, base=base)
+    note(facts({"model": source, "base": opened.base, "to": to.value, "output": out}))
     place = Place(out, opened.base or "BASE", Path(out).stem, source, opened.auto_class)
     if to is Target.merged:
-        from multilora.export.merge import write_merged
+        from multilora.export.merged.export_merged import write_merged
 
         return {"proof": write_merged(source, out, base=base), "commands": next_commands("merged", place)}
     if to is Target.lora:
-        from multilora.export.lora import write_lora
+        from multilora.export.lora.export_lora import write_lora
 
         written = write_lora(opened, out, rank=rank, energy=energy, ragged=ragged, per_expert=per_expert)
         return {name: getattr(written, name) for name in ("proof", "rank", "truncation", "effect", "notes", "commands")}
-    from multilora.export.gguf import write_gguf
-    from multilora.export.mlx import write_mlx
+    from multilora.export.formats.gguf import write_gguf
+    from multilora.export.formats.mlx import write_mlx
 
     truncation = None
     if rank is not None or energy is not None:
@@ -133,18 +153,21 @@ def _show_json(out: str, result: dict[str, Any]) -> None:
 
 
 def _show(out: str, result: dict[str, Any]) -> None:
-    from multilora.cli.show import table
-    from multilora.export.proof_result import TABLE_COLUMNS, table_rows
-    from multilora.export.servers import as_lines
+    from multilora.cli.show import say, table
+    from multilora.export.proof.result import TABLE_COLUMNS, table_rows
+    from multilora.export.servers.commands import as_lines
 
     proof: Proof | None = result["proof"]
-    print(out, proof or "not verified: the model reads no tokens", sep="\n")
+    print(out)
+    say(str(proof or "not verified: the model reads no tokens"))
     if proof is not None and table_rows(proof):
         table("export and original", TABLE_COLUMNS, table_rows(proof))
     if result.get("truncation") is not None:
-        print(result["truncation"])
+        say(str(result["truncation"]))
     if result.get("effect") is not None:
         table("effect of the truncation", TABLE_COLUMNS, table_rows(result["effect"]))
+    if "address" in result:
+        print(f"uploaded: {result['address']}")
     commands: list[NextCommand] = result.get("commands", [])
     if commands:
         print("", *as_lines(commands), sep="\n")

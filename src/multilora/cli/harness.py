@@ -42,11 +42,11 @@ def show_harness(
     for kind in ("groups", "tasks"):
         for name, entry in first[kind].items():
             for number, metric in enumerate(entry["metrics"]):
-                facts = [name, f"v{entry['version']}", _text(entry["shots"]), f"{entry['n']:,}"]
+                facts = [f"v{entry['version']}", _text(entry["shots"]), f"{entry['n']:,}"]
                 values = [_cell(result[kind][name]["metrics"][metric]) for result in found.values()]
-                rows.append([*(facts if number == 0 else [""] * 4), metric, *values])
+                rows.append(["" if number else name, metric, *([""] * 3 if number else facts), *values])
     title = "lm-eval's metrics ± one standard error; accuracies and matches in percent"
-    table(title, ["task", "version", "shots", "n", "metric", *found], rows)
+    table(title, ["task", "metric", "version", "shots", "n", *found], rows, keys=2)
     print(f"protocol: lm-eval {first['lm_eval']}" + _limit_note(limit))
 
 

@@ -20,17 +20,19 @@ def plan(recipe: RecipePath, overrides: Overrides = None, json: AsJson = False, 
     if json:
         show_json(preview)
     else:
-        _show(preview)
+        show(preview)
 
 
-def _show(preview: dict[str, Any]) -> None:
+def show(preview: dict[str, Any]) -> None:
+    """Print a preview."""
     from rich.text import Text
 
-    from multilora.cli.show import console, table
+    from multilora.cli.show import console, say, table
+    from multilora.progress import facts
 
     requested = f"requested ({preview['unit'].replace('_', ' ')})"
     columns = ["task", "available", "examples", requested, "share", "epochs", "tokens", "trained"]
-    columns += ["median", "99 %", "longest"]
+    columns += ["median", "99\N{NO-BREAK SPACE}%", "longest"]
     rows = [
         [
             task["name"],
@@ -47,30 +49,42 @@ def _show(preview: dict[str, Any]) -> None:
     ]
     kind = "packed rows" if preview["packed"] else "examples"
     trainable, total = preview["trainable_parameters"], preview["total_parameters"]
+    cost = preview["cost"]
+    share = f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %)"
+    device = None if cost is None else cost["device"]
+    say(
+        facts(
+            {
+                "base": preview["base"],
+                "device": device,
+                "dtype": preview["dtype"],
+                "method": preview["method"],
+                "trainable": share,
+                "output": preview["output"],
+            }
+        )
+    )
     title = (
         f"{preview['steps']:,} steps of {preview['rows_per_step']} {kind} of at most {preview['max_length']} tokens, "
-        f"{100 * preview['fill_rate']:.1f} % of token slots used; {trainable:,} of {total:,} parameters trainable "
-        f"({100 * trainable / total:.2f} %)"
+        f"{100 * preview['fill_rate']:.1f} % of token slots used"
     )
     table(title, columns, rows)
-    out = console()
     for line in [*_truncated_and_dropped(preview["tasks"]), *_overlap(preview["overlap"])]:
-        out.print(line, highlight=False, markup=False)
-    cost = preview["cost"]
+        say(line)
     if cost is not None:
-        out.print(
+        say(
             f"about {_duration(cost['seconds'])} per step and {_duration(cost['seconds'] * preview['steps'])} in total "
             f"on {cost['device']} (measured on two steps, without the optimizer), "
-            f"{cost['peak_bytes'] / 2**30:.1f} GiB peak memory",
-            highlight=False,
+            f"{cost['peak_bytes'] / 2**30:.1f} GiB peak memory"
         )
+    out = console()
     for name, pieces in preview["examples"].items():
-        out.print(Text(f"\n{name}: first example, ⟦trained part⟧", style="bold"))
+        out.print(Text(f"\n{name}: first example, ⟦trained part⟧", style="bold"), soft_wrap=True)
         styled = [
             ("⟦" + piece["text"] + "⟧", "bold green") if piece["trained"] else (piece["text"], "dim")
             for piece in pieces
         ]
-        out.print(Text.assemble(*styled))
+        out.print(Text.assemble(*styled), soft_wrap=True)
 
 
 def _truncated_and_dropped(tasks: list[dict[str, Any]]) -> list[str]:

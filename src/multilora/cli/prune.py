@@ -42,16 +42,17 @@ def prune(
     from multilora.runs.directory import check_free
 
     check_free(Path(out))
-    from multilora.cli.show import show_json, table
-    from multilora.export.proof_result import TABLE_COLUMNS, table_rows
-    from multilora.export.pruned_adapter import prune_adapter
+    from multilora.cli.show import say, show_json, table
+    from multilora.export.edit.prune_adapter import prune_adapter
+    from multilora.export.proof.result import TABLE_COLUMNS, table_rows
 
     pruned = prune_adapter(source, out, below=below, ranks=ranks, to=to, base=base)
     if json:
         show_json({**asdict(pruned), "folder": out})
         return
-    print(out, pruned.pruning, sep="\n")
+    print(out)
+    say(str(pruned.pruning))
     if pruned.effect is not None:
         table("effect on the model", TABLE_COLUMNS, table_rows(pruned.effect))
     if pruned.proof is not None:
-        print(pruned.proof)
+        say(str(pruned.proof))

@@ -26,6 +26,7 @@ Flipped = Annotated[
 Model = Annotated[str | None, typer.Option("--model", metavar="LABEL", help="Model of RUN; by default not `base`.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="Maximum number of samples.")]
 PROMPT_LINES = 6
+RULE = 80
 
 
 def samples(
@@ -94,14 +95,16 @@ def _show_sample(out: Console, before: Sample | None, sample: Sample) -> None:
     from rich.rule import Rule
     from rich.text import Text
 
+    from multilora.cli.show import escaped
+
     def line(label: str, text: str, style: str = "") -> None:
-        indented = ("\n" + " " * 13).join(_printable(text).split("\n"))
+        indented = ("\n" + " " * 13).join(escaped(text).split("\n"))
         out.print(Text.assemble((f"{label:>11}  ", "bold"), (indented, style)), soft_wrap=True)
 
     def score(item: Sample) -> str:
         return "no score" if item.item_score is None else f"score {item.item_score:.3g}"
 
-    out.print(Rule(Text(_printable(f"{sample.task} {sample.index}")), align="left"))
+    out.print(Rule(Text(escaped(f"{sample.task} {sample.index}")), align="left"), width=min(out.width, RULE))
     lines = sample.prompt.splitlines()
     omitted = ["..."] if len(lines) > PROMPT_LINES else []
     line("prompt", "\n".join(omitted + lines[-PROMPT_LINES:]))
@@ -117,8 +120,3 @@ def _show_sample(out: Console, before: Sample | None, sample: Sample) -> None:
         line("generated", sample.prediction)
     style = "" if sample.item_score is None else "red" if sample.is_wrong else "green"
     line("answer", f"{sample.answer}  ({score(sample)}{', truncated' if sample.truncated else ''})", style)
-
-
-def _printable(text: str) -> str:
-    """The text with control characters escaped: generated text must not control the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

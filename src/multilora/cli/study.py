@@ -86,6 +86,9 @@ def study(
         run_in_processes(loaded, workers, retry_failed=retry_failed, report=report)
     else:
         run_study(loaded, retry_failed=retry_failed, report=report)
+    from multilora.report.write import report as write_report
+
+    write_report(loaded.path)
     _show_results(cells, as_json=json)
 
 
@@ -100,7 +103,7 @@ def _show_results(cells: Any, *, as_json: bool) -> None:
         show_json(json.loads((folder / "results.json").read_text(encoding="utf-8")))
     else:
         print((folder / "summary.md").read_text(encoding="utf-8"))
-        print(f"tables: {folder}")
+        print(f"tables: {folder}\nreport: {cells.study.path / 'report.html'}")
 
 
 def _show_status(status: StudyStatus, *, as_json: bool) -> None:
@@ -120,6 +123,8 @@ def _show_status(status: StudyStatus, *, as_json: bool) -> None:
             print(f"{item.cell.id} ({item.cell.label}): {item.error}")
     if status.not_chosen:
         print(f"final runs are known when the trials are finished: {', '.join(status.not_chosen)}")
+    if status.unknown_single_task:
+        print(f"known when the final runs are finished: {status.unknown_single_task} runs on a single task")
     if status.other_cells:
         print(f"not part of this study file, kept and not used: {', '.join(status.other_cells)}")
 

@@ -18,4 +18,5 @@ def tasks(json: AsJson = False) -> None:
         "answer",
         ["task", "description"],
         [[name, task.about] for name, task in BUILT_IN.items()],
+        text=True,
     )

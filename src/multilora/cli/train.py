@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from multilora.cli.options import AsJson, Overrides, RecipePath
+
+if TYPE_CHECKING:
+    from multilora.runs.directory import Run
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint, if there is one.")]
 
@@ -23,6 +26,9 @@ def train(recipe: RecipePath, overrides: Overrides = None, resume: Resume = Fals
     run = train_recipe(loaded, resume=resume)
     if not is_main_process():
         return
+    from multilora.report.write import report
+
+    file = report(run)
     facts = run.training
     lines = [line for line in run.metrics if "loss" in line]
     names = [section.name for section in run.recipe.tasks]
@@ -36,9 +42,19 @@ def train(recipe: RecipePath, overrides: Overrides = None, resume: Resume = Fals
         show_json({"run": str(run.path), **facts, "loss": loss})
         return
     rows = [[name, f"{first:.3f}", f"{last:.3f}"] for name, (first, last) in first_and_last.items()]
-    title = (
-        f"{facts['steps']:,} steps in {facts['seconds']:.0f} s, {facts['trainable_parameters']:,} of "
-        f"{facts['total_parameters']:,} parameters trainable; weights of step {facts['weights_of_step']:,}"
-    )
+    title = f"{facts['steps']:,} steps in {facts['seconds']:.0f} s"
+    if not rows:
+        title += "; no loss was logged, since the run is shorter than training.logging_steps"
     table(title, ["task", "first logged loss", "last logged loss"], rows)
-    print(f"run: {run.path}\nnext: multilora eval {run.path}")
+    print(f"weights: {_weights(run)}")
+    print(f"run: {run.path}")
+    print(f"report: {file}")
+    print(f"next: multilora eval {run.path}")
+
+
+def _weights(run: Run) -> str:
+    """Which weights the run has kept, and where."""
+    facts, section = run.training, run.recipe.evaluation
+    step = f"of step {facts['weights_of_step']:,}"
+    which = f"the best by {section.best_by}" if section.keep == "best" else "the last"
+    return f"{step}, {which}, in {run.weights.name}/"

@@ -178,6 +178,17 @@ class Renderer:
                 pieces.append(Piece(ids, trained))
         return pieces
 
+    def answer_prefix_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Return the token ids of a chat from which the next turn of the assistant is generated.
+
+        Raises:
+            DataError: the chat template rejects the messages.
+        """
+        if self.has_chat_template:
+            return self._with_bos(self._ids(self._chat(messages, add_generation_prompt=True)))
+        pieces = self.chat_pieces([*messages, {"role": "assistant", "content": ""}])
+        return [token for piece in pieces[:-1] for token in piece.ids]
+
     def _chat_texts(self, messages: Sequence[Message], tools: Sequence[Any]) -> list[tuple[str, bool]]:
         options = {"tools": list(tools)} if tools else {}
         chat = self._chat(messages, **options)

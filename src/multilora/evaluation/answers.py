@@ -31,7 +31,7 @@ class Answers:
     questions: those that fit
     predictions: text of the choice, or the generated text, per question; empty if the task has no answers
     choice_sums: log-probability of every choice in nats, per question
-    nats, tokens: negative log-likelihood of all references, and their number of tokens
+    reference_nats: negative log-likelihood of the references in nats, per question
     near_ties: questions whose two most likely choices are closer than rounding
     unfinished: responses that reached the maximum length
     """
@@ -39,8 +39,7 @@ class Answers:
     questions: list[Question]
     predictions: list[str]
     choice_sums: list[list[float]]
-    nats: float
-    tokens: int
+    reference_nats: list[float]
     near_ties: int = 0
     unfinished: int = 0
 
@@ -48,6 +47,11 @@ class Answers:
     def examples(self) -> list[Example]:
         """The examples that were answered."""
         return [question.example for question in self.questions]
+
+    @property
+    def loss(self) -> float:
+        """Mean nats per token of all references."""
+        return sum(self.reference_nats) / sum(question.reference_tokens for question in self.questions)
 
 
 def answer(
@@ -94,11 +98,9 @@ def answer(
     scoring = _Part(advance, len(questions) / len(requests) * (0.5 if generates else 1.0))
     results = score_requests(model, requests, batch_tokens=section.batch_tokens, advance=scoring)
     scored, unconditional = iter(results), iter(results[len(results) - len(alone) :])
-    nats, tokens, choice_sums = 0.0, 0, []
+    reference_nats, choice_sums = [], []
     for question in questions:
-        for request in question.reference:
-            nats -= next(scored).total
-            tokens += len(request.continuation)
+        reference_nats.append(-sum(next(scored).total for _ in question.reference))
         choice_sums.append([next(scored).total for _ in question.choices])
     predictions: list[str] = []
     near_ties = unfinished = 0
@@ -125,7 +127,7 @@ def answer(
         predictions = [generation.text for generation in generations]
         unfinished = sum(not generation.finished for generation in generations)
     advance(len(questions) - scoring.shown - (writing.shown if writing else 0))
-    return Answers(questions, predictions, choice_sums, nats, tokens, near_ties, unfinished)
+    return Answers(questions, predictions, choice_sums, reference_nats, near_ties, unfinished)
 
 
 class _Part:
@@ -172,6 +174,8 @@ def samples_of(task: Task, renderer: Renderer, answers: Answers, model: str) -> 
                 answer=parts[number],
                 references=references_of(example) if task.kind != "loss" else [example["response"]],
                 score=values[number],
+                reference_nats=answers.reference_nats[number],
+                reference_tokens=question.reference_tokens,
                 group=example["group"],
                 cluster=task.cluster_of(example),
                 truncated=question.truncated,

@@ -37,6 +37,11 @@ class Question:
     truncated: bool = False
     fewer_shots: bool = False
 
+    @property
+    def reference_tokens(self) -> int:
+        """The number of tokens of the expected responses, with their end tokens."""
+        return sum(len(request.continuation) for request in self.reference)
+
 
 def one_begins_another(choices: Sequence[list[int]]) -> bool:
     """Return whether a choice is a prefix of another; without its end token, it could never be less likely."""

@@ -14,11 +14,12 @@ from multilora.files import atomic_file
 if TYPE_CHECKING:
     import pyarrow
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SAMPLES_FOLDER = "samples"
 _VERSION_KEY = b"multilora_samples"
 # Rows are written in batches, so that their texts need not be in memory twice.
 _BATCH = 1000
+_OPTIONAL = ("score", "reference_nats", "reference_tokens")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Sample:
     answer: part of the prediction that the metrics compare
     references: correct answers
     score: main metric of this example, if the metric is a mean over examples; else None
+    reference_nats: negative log-likelihood of the correct answers in nats, in this package's prompt; None if unknown
+    reference_tokens: number of their tokens, with the end token
     group: see `Example`
     cluster: see `Task.cluster_of`
     truncated: whether the prompt was truncated
@@ -54,6 +57,8 @@ class Sample:
     answer: str = ""
     references: list[str] = field(default_factory=list)
     score: float | None = None
+    reference_nats: float | None = None
+    reference_tokens: int | None = None
     group: str = ""
     cluster: str = ""
     truncated: bool = False
@@ -96,6 +101,8 @@ def samples_schema() -> pyarrow.Schema:
         "answer": text,
         "references": texts,
         "score": pa.float64(),
+        "reference_nats": pa.float64(),
+        "reference_tokens": pa.int64(),
         "group": text,
         "cluster": text,
         "truncated": pa.bool_(),
@@ -103,7 +110,7 @@ def samples_schema() -> pyarrow.Schema:
         "higher_is_better": pa.bool_(),
     }
     return pa.schema(
-        [pa.field(name, kind, nullable=name == "score") for name, kind in columns.items()],
+        [pa.field(name, kind, nullable=name in _OPTIONAL) for name, kind in columns.items()],
         metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
     )
 

@@ -131,7 +131,7 @@ def task_score(items: EvaluationSet, answers: Answers) -> TaskScore:
         interval=[uncertainty.low, uncertainty.high] if uncertainty else None,
         clusters=uncertainty.clusters if uncertainty else None,
         n=len(examples),
-        loss=answers.nats / answers.tokens,
+        loss=answers.loss,
         truncated=sum(question.truncated for question in answers.questions),
         dropped=len(items.examples) - len(examples),
         near_ties=answers.near_ties,

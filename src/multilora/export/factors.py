@@ -18,9 +18,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from multilora.analysis.low_rank import layer_factors
 from multilora.errors import AdapterError
 from multilora.export.verify import check_finite
+from multilora.low_rank import layer_factors
 from multilora.saved_adapter import UNCHANGED_BASE
 
 PREFIX = "base_model.model."

@@ -96,7 +96,8 @@ def evaluate_with_harness(
             lm-eval
         names: of tasks in lm-eval, or of built-in tasks (`superglue/boolq`). If the recipe has a built-in task with a
             local path whose data the task reads, lm-eval's definition is used on that data
-        shots, limit: see `harness_scores`
+        shots: see `harness_scores`
+        limit: see `harness_scores`
         include_path: folder with further task definitions (YAML)
         sections: tasks of a recipe, with their local paths; by default those of the run
         options: see `harness_scores`

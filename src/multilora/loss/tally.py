@@ -31,7 +31,7 @@ class Tally:
 
     def add(self, loss: Tensor, losses: Tensor, tasks: Tensor) -> None:
         """Add a batch: its loss [], and the loss and task index of every trained token, each [trained tokens]."""
-        dtype = _sum_dtype(losses.device)
+        dtype = sum_dtype(losses.device)
         if self.step_tasks is None or self.step_loss is None:
             self.step_loss = torch.zeros((), dtype=dtype, device=losses.device)
             self.step_tasks = torch.zeros(self.num_tasks, 2, dtype=dtype, device=losses.device)
@@ -74,12 +74,12 @@ class Tally:
         """Restore a saved state. Only the main process takes the task sums, since logging sums them over processes."""
         self.steps, self.skipped = state["steps"], state["skipped"]
         if state["loss"] is not None:
-            dtype = _sum_dtype(device)
+            dtype = sum_dtype(device)
             self.loss = torch.tensor(state["loss"], dtype=dtype, device=device)
             tasks = torch.tensor(state["tasks"], dtype=dtype, device=device)
             self.tasks = tasks if main_process else torch.zeros_like(tasks)
 
 
-def _sum_dtype(device: torch.device) -> torch.dtype:
+def sum_dtype(device: torch.device) -> torch.dtype:
     """Use float64, so that sums do not depend on the logging interval; MPS does not support it."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from multilora.methods import FULL, config_classes, option_names, unsupported_methods
-from multilora.recipe.schema import INTERNAL_OPTIONS, AdapterSection, RecipeSchema
+from multilora.methods import FULL, INTERNAL_OPTIONS, config_classes, option_names, unsupported_methods
+from multilora.recipe.schema import AdapterSection, RecipeSchema
 from multilora.recipe.training_keys import FIXED, field_types
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

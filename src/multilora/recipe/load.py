@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from multilora.errors import RecipeError, nearest
 from multilora.recipe.checks import check_options, check_recipe, check_sections
+from multilora.recipe.in_memory import with_data_in_files, with_text_paths
 from multilora.recipe.schema import HUB_PREFIX, RecipeSchema
 from multilora.recipe.strict_yaml import parse_yaml, size_problem
 from multilora.references import absolute_reference, is_reference
@@ -40,7 +41,8 @@ class Recipe(RecipeSchema):
         """Load a recipe and check its names and types, without loading a model or data or choosing a device.
 
         Args:
-            source: path of a YAML file, its content as a mapping, or a recipe
+            source: path of a YAML file, its content as a mapping, or a recipe; in a mapping, paths may be
+                `pathlib.Path`s, and the data of a task a list of records, a `datasets.Dataset` or a data frame
             overrides: `key.subkey=value` strings; list items by index (`tasks.0.weight=2`)
             check_writable: check that `output_dir` can be written too
 
@@ -77,7 +79,7 @@ class Recipe(RecipeSchema):
         if isinstance(source, Recipe):
             values: Any = source.values()
         elif isinstance(source, Mapping):
-            values = _copy(source)
+            values = with_text_paths(_copy(with_data_in_files(source)))
         elif isinstance(source, str | Path):
             values = read_yaml(Path(source))
         else:

@@ -13,19 +13,10 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from multilora.methods import INTERNAL_OPTIONS
 from multilora.recipe.texts import PathText, TaskName
 
 HUB_PREFIX = "hub:"
-# Options of PEFT's configs that are not choices of a recipe.
-INTERNAL_OPTIONS = (
-    "peft_type",
-    "task_type",
-    "auto_mapping",
-    "peft_version",
-    "inference_mode",
-    "base_model_name_or_path",
-    "revision",
-)
 
 
 class Section(BaseModel):
@@ -199,7 +190,9 @@ class DataSection(Section):
     )
     cut_responses: bool = Field(False, description="cut responses that do not fit, instead of dropping the example")
     num_proc: int = Field(
-        default_factory=lambda: min(os.cpu_count() or 1, 8), ge=1, description="processes that tokenize"
+        default_factory=lambda: min(os.cpu_count() or 1, 8),
+        ge=1,
+        description="processes that tokenize; by default the number of CPU cores, at most 8",
     )
 
 
@@ -223,6 +216,9 @@ class LossSection(Section):
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
         description="what to do if the loss or gradient norm of a step is not finite: stop, or skip and count it",
+    )
+    interference_every: int | None = Field(
+        None, ge=1, description="log the cosine between the tasks' gradients every this many steps; by default, never"
     )
 
 
@@ -260,14 +256,18 @@ class RecipeSchema(Section):
     """A complete recipe, as data; `multilora.Recipe` also loads and checks it."""
 
     model: ModelSection = Field(description="the base model; `model: NAME` is short for `model: {name_or_path: NAME}`")
-    adapter: AdapterSection = Field(default_factory=AdapterSection)
-    tasks: list[TaskSection] = Field(min_length=1)
-    mixture: MixtureSection = Field(default_factory=MixtureSection)
-    data: DataSection = Field(default_factory=DataSection)
+    adapter: AdapterSection = Field(default_factory=AdapterSection, description="what is trained")
+    tasks: list[TaskSection] = Field(min_length=1, description="the tasks of the mixture, at least one")
+    mixture: MixtureSection = Field(
+        default_factory=MixtureSection, description="how the tasks share the training examples"
+    )
+    data: DataSection = Field(default_factory=DataSection, description="how examples become tokens")
     training: dict[str, Any] = Field(default_factory=dict, description="arguments of transformers.TrainingArguments")
-    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
-    loss: LossSection = Field(default_factory=LossSection)
-    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    optimizer: OptimizerSection = Field(
+        default_factory=OptimizerSection, description="learning rates per kind of parameter"
+    )
+    loss: LossSection = Field(default_factory=LossSection, description="the loss of an optimizer step")
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="how a run is scored")
     output_dir: PathText = Field("runs/run", description="the run directory; must be new or empty")
 
     @model_validator(mode="before")

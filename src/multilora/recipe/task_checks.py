@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from multilora.errors import InputError, nearest
+from multilora.files import files_of
 from multilora.metrics import find_metric
 from multilora.recipe.built_in_tasks import BUILT_IN, built_in
 from multilora.recipe.schema import HUB_PREFIX, TaskSection
@@ -102,7 +103,8 @@ def _check_paths(where: str, section: TaskSection) -> Iterator[str]:
             if not _HUB_NAME.fullmatch(value):
                 yield f"{where}: path: {value!r}, expected {HUB_PREFIX}owner/name or {HUB_PREFIX}owner/name:config"
         else:
-            yield from _check_local_path(f"{where}: {key}", value, folder_allowed=key == "path")
+            for file in files_of(str(Path(value).expanduser())):
+                yield from _check_local_path(f"{where}: {key}", str(file), value, folder_allowed=key == "path")
     if section.path is not None and section.eval_path is not None:
         with suppress(OSError):
             if Path(section.path).expanduser().samefile(Path(section.eval_path).expanduser()):
@@ -116,15 +118,17 @@ def _check_paths(where: str, section: TaskSection) -> Iterator[str]:
             continue
         if section.name.startswith("nano/"):
             yield f"{where}: {key}: this task is generated and has its own splits; leave {key} out"
-        elif local and Path(section.path or "").expanduser().is_file():
-            yield f"{where}: {key}: path is a single file, which has no splits; use eval_path, or give its folder"
+        elif local and not Path(section.path or "").expanduser().is_dir():
+            single = Path(section.path or "").expanduser().is_file()
+            kind = "is a single file, which has" if single else "is not a folder, so it has"
+            yield f"{where}: {key}: path {kind} no splits; use eval_path, or give its folder"
     if section.eval_path is not None and section.eval_split is not None:
         yield f"{where}: eval_path and eval_split both name the evaluation examples; keep one"
 
 
-def _check_local_path(where: str, value: str, *, folder_allowed: bool) -> Iterator[str]:
+def _check_local_path(where: str, file: str, value: str, *, folder_allowed: bool) -> Iterator[str]:
     try:
-        mode = Path(value).expanduser().stat().st_mode
+        mode = Path(file).stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         yield (
             f"{where}: no such file or folder: {value!r} (looked in {os.getcwd()}); for a dataset on the hub write "

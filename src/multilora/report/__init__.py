@@ -1,1 +1,1 @@
-"""HTML reports: self-contained files with embedded figures."""
+"""HTML reports of runs, studies and comparisons: one file each, which needs no network."""

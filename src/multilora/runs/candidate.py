@@ -54,27 +54,32 @@ class Candidate:
         return to_device(model, best_device())
 
 
-def candidate(source: str | Path | Run, *, dtype: str | None = None) -> Candidate:
+def candidate(source: str | Path | Run, *, dtype: str | None = None, base: str | None = None) -> Candidate:
     """Find out what is at a path.
 
     Args:
         source: a run or its directory, an adapter folder, a model folder, `nano` or a name on the hub
         dtype: of a base that is not that of a run; by default bfloat16
+        base: of an adapter folder, if its config names none or one that is not here
 
     Raises:
-        InputError: the adapter does not say which base it belongs to, or the path does not exist.
+        InputError: the adapter does not say which base it belongs to, the path does not exist, or `base` is given for
+            something else.
         RunDirectoryError: the run is damaged or not finished.
     """
     if isinstance(source, Run) or (Path(source) / RECIPE_FILE).exists():
+        _check_no_base(source, base, "a run")
         run = source if isinstance(source, Run) else Run(source)
         return Candidate(str(run.path), run.recipe.model, run=run)
     name = str(source)
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if adapter_folder(Path(source)) is not None:
         adapter = read_saved_adapter(name)
-        if adapter.base is None:
+        base = base or adapter.base
+        if base is None:
             raise InputError(f"{name}: adapter_config.json does not name a base; set base_model_name_or_path in it")
-        return Candidate(name, ModelSection(name_or_path=adapter.base, **options), adapter=adapter)
+        return Candidate(name, ModelSection(name_or_path=base, **options), adapter=adapter)
+    _check_no_base(source, base, "a model")
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(
@@ -88,3 +93,8 @@ def candidate(source: str | Path | Run, *, dtype: str | None = None) -> Candidat
             "the hub"
         )
     return Candidate(name, ModelSection(name_or_path=name, **options))
+
+
+def _check_no_base(source: object, base: str | None, kind: str) -> None:
+    if base is not None:
+        raise InputError(f"{source} is {kind}, whose base is known; leave the base {base!r} out")

@@ -7,6 +7,7 @@ checkpoints/        used by `--resume`                   eval.json          scor
 evaluations.jsonl   scores during training               analysis/          spectra and figures
 best-<step>/         weights of the best evaluation     before_extension/  an extended run as it was
 evaluation_examples.json  what an evaluation during training scores, if evaluation.max_seconds is set
+data/               data that was passed in memory
 """
 
 from __future__ import annotations
@@ -14,15 +15,22 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multilora.errors import RecipeError, RunDirectoryError
+from multilora.foreign_errors import own_errors
 from multilora.methods import FULL
 from multilora.recipe import Recipe
 from multilora.runs.lock import LOCK_FILE
+from multilora.saved_adapter import read_saved_adapter
 
-RECIPE_FILE, METRICS_FILE, FACTS_FILE = "recipe.yaml", "metrics.jsonl", "train.json"
+if TYPE_CHECKING:
+    from multilora.inference.prompts import Prompt
+    from multilora.inference.text_model import Answer, TextModel
+
+RECIPE_FILE, METRICS_FILE, FACTS_FILE, EVAL_FILE = "recipe.yaml", "metrics.jsonl", "train.json", "eval.json"
 # What others read from `train.json`.
 FACTS = ("steps", "weights_of_step", "seconds", "trainable_parameters", "total_parameters")
 
@@ -82,6 +90,30 @@ class Run:
                 problem = f"line {number} is {str(line)[:40]}, expected an object with a step"
                 raise _damaged(self.path / METRICS_FILE, TypeError(problem))
         return lines
+
+    @property
+    def scores(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """The content of `eval.json`: model (`before`, `after`) -> task -> score."""
+        if not (self.path / EVAL_FILE).is_file():
+            raise RunDirectoryError(f"{self.path}: this run has no {EVAL_FILE}; score it with multilora.evaluate(run)")
+        scores = _read_json(self.path / EVAL_FILE)
+        if not isinstance(scores, dict) or not {"before", "after"} <= set(scores):
+            raise _damaged(self.path / EVAL_FILE, TypeError("has no before and after"))
+        return {model: scores[model] for model in ("before", "after")}
+
+    @own_errors
+    def metrics_frame(self) -> Any:
+        """`metrics` as a pandas data frame: a row per log, indexed by step."""
+        from multilora.runs.frames import metrics_frame
+
+        return metrics_frame(self.metrics)
+
+    @own_errors
+    def scores_frame(self) -> Any:
+        """`scores` as a pandas data frame: a row per task and model, with metric, value, interval, n and loss."""
+        from multilora.runs.frames import scores_frame
+
+        return scores_frame(self.scores)
 
     def check_complete(self) -> None:
         """Check that the weights are there and that the files that describe the training can be read.
@@ -145,6 +177,48 @@ class Run:
             if is_adapter and not (parameter.is_meta or torch.isfinite(parameter).all()):
                 raise RunDirectoryError(f"{self.weights}: {name} is NaN or infinite; train the run again")
         return model
+
+    def text_models(
+        self, *, template: str = "auto", system: str | None = None, compare: bool = False
+    ) -> list[TextModel]:
+        """Load the trained model onto the best device, to generate text.
+
+        Args:
+            template: `auto` renders prompts as in training; others as in `multilora.inference.prompts`
+            system: text of the system's turn of every chat
+            compare: return the base too, before the trained model
+        """
+        from multilora.inference.prompts import Prompts
+        from multilora.inference.text_model import TextModel
+        from multilora.modeling import best_device, to_device
+        from multilora.runs.with_base import with_base
+
+        prompts = Prompts(self.load_tokenizer(), self.recipe.data.template if template == "auto" else template, system)
+        model = to_device(self.load_model(), best_device())
+        trained = TextModel(str(self.path), model, prompts, self.recipe.model.name_or_path)
+        if not compare:
+            return [trained]
+        saved = None if self.recipe.adapter.method == FULL else read_saved_adapter(str(self.path))
+        return with_base(trained, saved, self.load_base)
+
+    @own_errors
+    def generate(
+        self, prompts: Sequence[Prompt], *, system: str | None = None, compare: bool = False, **options: Any
+    ) -> list[Answer]:
+        """Let the trained model, which is loaded for each call, answer prompts that are rendered as in training.
+
+        Args:
+            prompts: each a text, or messages that end with a turn of the user
+            system: text of the system's turn of every chat
+            compare: let the base answer too; its answers come first
+            options: see `multilora.inference.options.GenerationOptions`
+
+        Raises:
+            InputError: an option or a prompt cannot be used.
+        """
+        from multilora.inference.answers import answers_of
+
+        return answers_of(lambda: self.text_models(system=system, compare=compare), prompts, options)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

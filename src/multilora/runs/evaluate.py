@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,17 @@ from multilora.errors import InputError
 from multilora.files import copy_file, write_json
 from multilora.foreign_errors import own_errors
 from multilora.processes import is_main_process, join_processes
+from multilora.progress import facts
 from multilora.recipe import Recipe
 from multilora.references import load_reference
 from multilora.runs.candidate import Candidate, candidate
-from multilora.runs.directory import Run
+from multilora.runs.card import write_run_card
+from multilora.runs.directory import EVAL_FILE, Run
 
 if TYPE_CHECKING:
     from multilora.evaluation.score import Scores
+
+logger = logging.getLogger(__name__)
 
 BASE_LABEL, RUN_LABEL = "base", "run"
 HARNESS = "multilora.harness.protocol:HarnessProtocol"
@@ -46,8 +51,8 @@ class Evaluation:
 def evaluate(run: Run | str | Path, *, max_examples: int | None = None, shots: int | None = None) -> Evaluation:
     """Score the base and the trained model of a run on every task.
 
-    Writes the scores to the run's `eval.json`, and every question and answer to `samples/base.parquet` and
-    `samples/run.parquet`. The scores of a base in a local folder are cached.
+    Writes the scores to the run's `eval.json` and into its model card, and every question and answer to
+    `samples/base.parquet` and `samples/run.parquet`. The scores of a base in a local folder are cached.
 
     Args:
         run: a run or its directory
@@ -68,7 +73,8 @@ def evaluate(run: Run | str | Path, *, max_examples: int | None = None, shots: i
     scores = score_candidates([trained, base], recipe, run.path / "samples")  # damaged weights are found out first
     evaluation = Evaluation(scores[BASE_LABEL], scores[RUN_LABEL], weights_of_step)
     if is_main_process():
-        write_json(run.path / "eval.json", evaluation.as_dict())
+        write_json(run.path / EVAL_FILE, evaluation.as_dict())
+        write_run_card(run)
     return evaluation
 
 
@@ -193,6 +199,10 @@ def _score_one(model: Candidate, recipe: Recipe, sets: Any, samples: Path, proto
 
     renderer = Renderer(model.load_tokenizer(), recipe.data.template, recipe.data.special_tokens)
     loaded = model.load()
+    found = {"model": model.run.path if model.run else model.label, "base": model.base.name_or_path}
+    found = {"model": model.base.name_or_path} if model.is_plain else found
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    logger.info("%s", facts({**found, "device": loaded.device, "dtype": dtype}))
     kept: list[Sample] = []
     scores = score_tasks(
         loaded,

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from multilora.cache import cache_key, cache_root
 from multilora.errors import RecipeError
-from multilora.files import write_json
+from multilora.files import files_of, write_json
 from multilora.foreign_errors import own_errors
 from multilora.metrics import METRICS
 from multilora.recipe import HUB_PREFIX, Recipe
@@ -64,6 +64,10 @@ def _make(source: Any, overrides: list[str], measure: bool) -> dict[str, Any]:
     prepared = prepare(recipe)
     trainable, total = parameter_counts(prepared.model)
     return {
+        "base": recipe.model.name_or_path,
+        "dtype": recipe.model.dtype,
+        "method": recipe.adapter.method,
+        "output": recipe.output_dir,
         **prepared.plan.as_dict(),
         "trainable_parameters": trainable,
         "total_parameters": total,
@@ -115,7 +119,7 @@ def _local_paths(recipe: Recipe) -> list[Path] | None:
     names += [path for task in recipe.tasks for path in (task.path, task.eval_path) if path is not None]
     if any(path.startswith(HUB_PREFIX) for path in names):
         return None
-    paths = [Path(path).expanduser() for path in names]
+    paths = [file for path in names for file in files_of(str(Path(path).expanduser()))]
     return paths if all(path.exists() for path in paths) else None
 
 

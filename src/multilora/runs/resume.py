@@ -12,6 +12,7 @@ from multilora.runs.extend import MIXTURE_LENGTH, TRAINING_LENGTH
 WITHOUT_EFFECT: dict[str, Any] = {
     "output_dir": True,
     "data": {"num_proc"},
+    "loss": {"interference_every"},
     "evaluation": {"batch_tokens", "max_examples", "protocol", "split"},
     "training": {"report_to", "run_name", "project", "trackio_space_id", "log_level", "log_level_replica"}
     | {"logging_steps", "logging_strategy", "logging_first_step", "save_steps", "save_total_limit"}

@@ -23,15 +23,18 @@ from multilora.files import atomic_folder
 from multilora.foreign_errors import as_own_error, is_full_disk, own_errors
 from multilora.modeling import load_model_config, parameter_counts
 from multilora.processes import is_main_process
-from multilora.progress import progress
+from multilora.progress import facts, progress
 from multilora.recipe import Recipe
+from multilora.runs.card import write_run_card
 from multilora.runs.directory import RECIPE_FILE, Run, check_files, check_free, saved_recipe, weights_folder
 from multilora.runs.environment import environment
 from multilora.runs.extend import describe_extension, length_of, set_results_aside
+from multilora.runs.kept_data import keep_data, with_kept_data
 from multilora.runs.lock import RunLock
 from multilora.runs.resume import check_same_recipe
 from multilora.runs.writer import RunWriter
 from multilora.training.callbacks.evaluate import EvaluateDuringTraining
+from multilora.training.callbacks.interference import Interference
 from multilora.training.callbacks.record import Recorder
 from multilora.training.callbacks.stop_on_signal import StopOnSignal
 from multilora.training.checkpoint import last_complete, step_of
@@ -94,7 +97,7 @@ def train(
 
 def _resume(recipe: Recipe, path: Path, callbacks: Sequence[TrainerCallback]) -> Run:
     saved_as = saved_recipe(path)
-    check_same_recipe(recipe, saved_as)
+    check_same_recipe(with_kept_data(recipe, path), saved_as)
     finished = weights_folder(path, recipe.adapter.method).is_dir()
     if finished and length_of(recipe) == length_of(saved_as):
         logger.warning("%s: the run is already finished; nothing to resume", path)
@@ -131,7 +134,12 @@ def run_prepared(
     trainer = _trainer(prepared, path, [*callbacks, stop])
     first_step = step_of(checkpoint) if checkpoint else 0
     writer = RunWriter(path, active=trainer.is_world_process_zero())
-    writer.begin(recipe, environment(recipe.mixture.seed, prepared.arguments.seed), plan_, first_step)
+    if trainer.is_world_process_zero():
+        keep_data(recipe, path)
+    writer.begin(
+        with_kept_data(recipe, path), environment(recipe.mixture.seed, prepared.arguments.seed), plan_, first_step
+    )
+    logger.info("%s", facts(_start(prepared, path, trainable, total)))
     start = time.perf_counter()
     with progress(f"training {recipe.adapter.method}", plan_.steps) as advance:
         advance(first_step)
@@ -157,7 +165,23 @@ def run_prepared(
         }
     )
     _write_weights(trainer, weights_folder(path, recipe.adapter.method), best.best_folder if best else None)
-    return Run(path)
+    run = Run(path)
+    if trainer.is_world_process_zero():
+        write_run_card(run)
+    return run
+
+
+def _start(prepared: Prepared, path: Path, trainable: int, total: int) -> dict[str, Any]:
+    """What a training starts from."""
+    section, quantization = prepared.recipe.model, prepared.recipe.model.quantization
+    return {
+        "base": section.name_or_path,
+        "device": prepared.arguments.device,
+        "dtype": section.dtype if quantization == "none" else f"{section.dtype} ({quantization})",
+        "method": prepared.recipe.adapter.method,
+        "trainable": f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %)",
+        "output": path,
+    }
 
 
 def _trainer(prepared: Prepared, path: Path, callbacks: Sequence[TrainerCallback]) -> MultiTaskTrainer:
@@ -180,6 +204,8 @@ def _trainer(prepared: Prepared, path: Path, callbacks: Sequence[TrainerCallback
         raise InputError(f"training: {' '.join(str(error).split())}") from error
     if plan_.packed and not (trainer.is_sharded or stays_in_place(prepared.arguments)):
         check_packing(trainer.model, trainer.data_collator)  # only now, on the device that trains it
+    if recipe.loss.interference_every is not None:
+        trainer.add_callback(Interference(trainer, recipe.loss.interference_every))
     trainer.remove_callback(PrinterCallback)  # it prints every log to stdout
     return trainer
 

@@ -17,7 +17,7 @@ from multilora.runs.resume import WITHOUT_EFFECT
 from multilora.saved_adapter import read_saved_adapter
 from multilora.study.load import Setting, Study
 
-Stage = Literal["base", "trial", "final"]
+Stage = Literal["base", "trial", "final", "single"]
 
 # Part of every id: increase it when the same recipe would train on other examples or in another way.
 VERSION = 1
@@ -33,9 +33,11 @@ class Cell:
 
     id: hash of what defines its training: the recipe, except for what cannot change the result, with the content of
         its files instead of their paths
-    stage: `trial` of a search, scored on the validation split; `final`, scored on the evaluation split; or `base`
+    stage: `trial` of a search, scored on the validation split; `final`, scored on the evaluation split; `single`, like
+        `final` but trained on one task; or `base`
     method, setting, seed: which run it is; the base has none
     recipe: complete; its output_dir is the folder of the cell
+    mixture: of a single-task run, the recipe of the final run with the same seed, on all of whose tasks it is scored
     """
 
     id: str
@@ -44,6 +46,17 @@ class Cell:
     method: str = ""
     setting: Setting | None = None
     seed: int = 0
+    mixture: Recipe | None = None
+
+    @property
+    def trained_on(self) -> str | None:
+        """The task of a single-task run; None for a run on the mixture."""
+        return None if self.mixture is None else self.recipe.tasks[0].name
+
+    @property
+    def scored_by(self) -> Recipe:
+        """The recipe whose tasks the cell is scored on."""
+        return self.recipe if self.mixture is None else self.mixture
 
     @property
     def path(self) -> Path:
@@ -55,7 +68,8 @@ class Cell:
         """What the cell is, in words."""
         if self.stage == "base":
             return "base"
-        return " ".join([self.method, *setting_texts(self.setting or {}), f"seed {self.seed}", f"({self.stage})"])
+        kind = self.stage if self.trained_on is None else f"only {self.trained_on}"
+        return " ".join([self.method, *setting_texts(self.setting or {}), f"seed {self.seed}", f"({kind})"])
 
 
 def setting_texts(setting: Setting) -> list[str]:
@@ -85,6 +99,7 @@ class StudyCells:
             for method in study.methods
         }
         self._finals: dict[tuple[str, str], list[Cell]] = {}
+        self._singles: dict[tuple[str, str, int], Cell] = {}
 
     def finals(self, method: str, setting: Setting) -> list[Cell]:
         """The final runs of a method with the chosen setting, one per seed."""
@@ -92,6 +107,21 @@ class StudyCells:
         if key not in self._finals:
             self._finals[key] = [self._run("final", method, setting, seed) for seed in self.study.seeds]
         return self._finals[key]
+
+    def single(self, final: Cell, task: str, examples: int) -> Cell:
+        """The run like a final run, but on one task of the mixture alone.
+
+        Args:
+            final: the final run
+            task: name
+            examples: how many of the task the final run was trained on, counting repetitions
+        """
+        key = (final.id, task, examples)
+        if key not in self._singles:
+            recipe = single_task_recipe(final.recipe, task, examples)
+            name, recipe = self._placed(cache_key(VERSION, "single", *key), recipe)
+            self._singles[key] = Cell(name, recipe, "single", final.method, final.setting, final.seed, final.recipe)
+        return self._singles[key]
 
     def _run(self, stage: Stage, method: str, setting: Setting, seed: int) -> Cell:
         split = "validation" if stage == "trial" else "eval"
@@ -113,6 +143,25 @@ class StudyCells:
     def _placed(self, key: str, recipe: Recipe) -> tuple[str, Recipe]:
         name = key[:ID_LENGTH]
         return name, recipe.model_copy(update={"output_dir": str(self.study.path / CELLS / name)})
+
+
+def single_task_recipe(recipe: Recipe, task: str, examples: int) -> Recipe:
+    """The recipe of a run on one of its tasks: everything as in the recipe but the mixture and the number of steps.
+
+    Args:
+        recipe: of the mixture
+        task: name
+        examples: to train on; the plan rounds them up to full steps
+    """
+    values = recipe.values()
+    values["tasks"] = [section for section in values["tasks"] if section["name"] == task]
+    values["tasks"][0].pop("weight", None)
+    values["mixture"] = {"seed": recipe.mixture.seed, "total_examples": examples}
+    for key in ("max_steps", "num_train_epochs"):
+        values["training"].pop(key, None)
+    if recipe.evaluation.best_by not in ("macro", "worst"):
+        values["evaluation"]["best_by"] = "macro"  # it may be another task
+    return Recipe.load(values)
 
 
 def training_key(recipe: Recipe) -> str:

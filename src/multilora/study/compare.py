@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from multilora.analysis.analyze import analyze
-from multilora.analysis.figures import draw_losses, draw_spectra
 from multilora.analysis.spectrum import Spectrum
 from multilora.data.plan import Plan
 from multilora.evaluation.score import Scores, evaluation_sets, score_tasks
@@ -56,16 +55,6 @@ class Comparison:
     plan: Plan
     base: Scores
     results: list[MethodResult]
-
-    @property
-    def spectra_figure(self) -> Path:
-        """Path of the figure with the spectra of all methods, one panel per module type."""
-        return self.path / "spectra.png"
-
-    @property
-    def losses_figure(self) -> Path:
-        """Path of the figure with the training loss per task and method."""
-        return self.path / "losses.png"
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-compatible values."""
@@ -125,8 +114,6 @@ def compare(recipe: Recipe, methods: Mapping[str, Mapping[str, Any]], out: str |
         trainable = run.training["trainable_parameters"]
         results.append(MethodResult(label, run, trainable, seconds, after, analyze(run)))
     comparison = Comparison(out, recipe, plan, before, results)
-    draw_spectra({result.label: result.spectrum for result in results}, comparison.spectra_figure)
-    draw_losses({result.label: result.run.metrics for result in results}, plan.task_names, comparison.losses_figure)
     write_json(out / "comparison.json", comparison.as_dict())
     return comparison
 

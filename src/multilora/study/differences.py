@@ -1,39 +1,75 @@
-"""Compare every method with the reference: per task and on average, in scores, losses and forgetting."""
+"""Compare methods on the same seeds and items: per task and on average, in scores, losses and forgetting."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from multilora.evaluation.task_score import TaskScore
 from multilora.study.cells import Cell
 from multilora.study.crossed import Difference, crossed_difference, holm, seed_difference
 from multilora.study.folder import CellResult
-from multilora.study.items import items_of, task_differences
+from multilora.study.items import Items, items_of, loss_differences, task_differences
 from multilora.study.means import mean_loss, mean_value
 from multilora.study.measures import FORGETTING, scores_of
 
 MACRO = "macro"
 
 
+class Scored(Protocol):
+    """What is compared: the results of one seed."""
+
+    @property
+    def seed(self) -> int:
+        """Runs with the same seed are compared."""
+
+    @property
+    def scores(self) -> dict[str, TaskScore]:
+        """Task -> score on the evaluation split."""
+
+    @property
+    def items(self) -> Items:
+        """The samples of these scores."""
+
+    @property
+    def forgetting(self) -> float | None:
+        """Nats per token of other text, if it was measured."""
+
+
 @dataclass(frozen=True)
 class FinalRun:
-    """A finished final run."""
+    """A finished final or single-task run."""
 
     cell: Cell
     result: CellResult
+
+    @property
+    def seed(self) -> int:
+        """Of the cell."""
+        return self.cell.seed
 
     @property
     def scores(self) -> dict[str, TaskScore]:
         """The scores on the evaluation split."""
         return scores_of(self.result, "eval")
 
+    @property
+    def items(self) -> Items:
+        """The samples on the evaluation split, read from the cell's folder."""
+        return items_of(self.cell)
+
+    @property
+    def forgetting(self) -> float | None:
+        """Nats per token of other text, if it was measured."""
+        value: float | None = (self.result.value(FORGETTING) or {}).get("loss")
+        return value
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference of a method to the reference in one quantity.
+    """The difference of a method to another in one quantity.
 
     quantity: `score`, `loss` or `forgetting`
     task: name of a task, or `macro` for the mean over tasks; empty for forgetting
@@ -81,14 +117,23 @@ def compare_with_reference(finals: Mapping[str, Sequence[FinalRun]], reference: 
         finals: method -> its finished final runs
         reference: one of the methods
     """
-    base = {run.cell.seed: run for run in finals.get(reference, ())}
+    others = {method: runs for method, runs in finals.items() if method != reference}
+    return compare_with(finals.get(reference, ()), others)
+
+
+def compare_with(reference: Sequence[Scored], methods: Mapping[str, Sequence[Scored]]) -> list[Comparison]:
+    """Compare every method with the same runs, on the seeds that both have.
+
+    Args:
+        reference: one entry per seed
+        methods: name -> one entry per seed
+    """
+    base = {run.seed: run for run in reference}
     comparisons: list[Comparison] = []
-    for method, runs in finals.items():
-        seeds = [run.cell.seed for run in runs if run.cell.seed in base]
-        if method == reference or not seeds:
-            continue
-        own = {run.cell.seed: run for run in runs}
-        comparisons += _compare(method, [base[seed] for seed in seeds], [own[seed] for seed in seeds])
+    for method, runs in methods.items():
+        own = {run.seed: run for run in runs if run.seed in base}
+        if own:
+            comparisons += _compare(method, [base[seed] for seed in own], list(own.values()))
     return _adjusted(comparisons)
 
 
@@ -102,11 +147,12 @@ def wins_ties_losses(comparisons: Sequence[Comparison], method: str) -> tuple[in
     return verdicts["win"], verdicts["tie"], verdicts["loss"]
 
 
-def _compare(method: str, first: Sequence[FinalRun], second: Sequence[FinalRun]) -> list[Comparison]:
+def _compare(method: str, first: Sequence[Scored], second: Sequence[Scored]) -> list[Comparison]:
     pairs = [(a.scores, b.scores) for a, b in zip(first, second, strict=True)]
     tasks = pairs[0][0]
     scored = [task for task, score in tasks.items() if score.value is not None]
-    items = task_differences([items_of(run.cell) for run in first], [items_of(run.cell) for run in second])
+    samples = [[run.items for run in runs] for runs in (first, second)]
+    items, losses = task_differences(*samples), loss_differences(*samples)
 
     def by_seed(value: Any) -> Difference:
         return seed_difference([value(b) - value(a) for a, b in pairs])
@@ -120,12 +166,15 @@ def _compare(method: str, first: Sequence[FinalRun], second: Sequence[FinalRun])
         macro = crossed_difference(every) if len(every) == len(scored) else by_seed(mean_value)
         found.append(Comparison(method, "score", MACRO, macro, True))
     for task in tasks:
-        found.append(Comparison(method, "loss", task, by_seed(lambda s, t=task: s[t].loss), False))
-    found.append(Comparison(method, "loss", MACRO, by_seed(mean_loss), False))
-    texts = [[run.result.value(FORGETTING) for run in runs] for runs in (first, second)]
-    if all(value is not None for row in texts for value in row):
-        losses = [b["loss"] - a["loss"] for a, b in zip(*texts, strict=True)]
-        found.append(Comparison(method, FORGETTING, "", seed_difference(losses), False))
+        value = crossed_difference({task: losses[task]}) if task in losses else by_seed(lambda s, t=task: s[t].loss)
+        found.append(Comparison(method, "loss", task, value, False))
+    every = {task: losses[task] for task in tasks if task in losses}
+    macro = crossed_difference(every) if len(every) == len(tasks) else by_seed(mean_loss)
+    found.append(Comparison(method, "loss", MACRO, macro, False))
+    texts = [(a.forgetting, b.forgetting) for a, b in zip(first, second, strict=True)]
+    forgetting = [b - a for a, b in texts if a is not None and b is not None]
+    if len(forgetting) == len(texts):
+        found.append(Comparison(method, FORGETTING, "", seed_difference(forgetting), False))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from multilora.runs.preview import plan_preview
 from multilora.study.cells import Cell, StudyCells
 from multilora.study.load import Study
 from multilora.study.measures import finished_result
-from multilora.study.search import all_cells, open_methods
+from multilora.study.search import all_cells, chosen_cells, open_methods, unknown_single_task_runs
 
 # Keys that do not change the cost of a step.
 _WITHOUT_COST = {"learning_rate", "seed", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta2"}
@@ -20,7 +21,7 @@ _WITHOUT_COST = {"learning_rate", "seed", "lr_scheduler_type", "warmup_steps", "
 class Estimate:
     """The estimated cost of a cell.
 
-    id: None for final runs whose setting is not chosen yet
+    id: None for runs that are not known yet: final runs whose setting is not chosen, and all single-task runs at once
     seconds: of training and, if a cell of this method is finished, of evaluation
     peak_bytes: peak memory
     source: `finished cells` of the same method, or `two steps`, which were run
@@ -55,7 +56,18 @@ def estimate(study: Study) -> list[Estimate]:
         for seed in study.seeds:
             label = f"{method} with the chosen setting seed {seed} (final)"
             result.append(Estimate(label, None, *_cost(study, first, known, costs)))
-    return result
+    return [*result, *_single_task(cells, known, costs)]
+
+
+def _single_task(cells: StudyCells, known: list[Cell], costs: dict[str, tuple[float, int, str]]) -> Iterator[Estimate]:
+    """Yield the cost of the single-task runs that are not known yet; those of a seed train as much as a final run."""
+    study, count = cells.study, unknown_single_task_runs(cells)
+    if study.single_task is not None and count:
+        finals = chosen_cells(cells, study.single_task)
+        like = finals[0] if finals else cells.trials[study.single_task][0][0]
+        seconds, peak, source = _cost(study, like, known, costs)
+        label = f"{study.single_task} on every task alone ({count} runs)"
+        yield Estimate(label, None, seconds * count / len(like.recipe.tasks), peak, source)
 
 
 def _cost(

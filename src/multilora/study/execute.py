@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from multilora.analysis.analyze import spectrum_of
-from multilora.analysis.dense import dense_spectrum
+from multilora.analysis.compare import Options
+from multilora.analysis.spectrum import Spectrum
 from multilora.errors import AdapterError, RunError, StoppedError
 from multilora.files import checksum, write_json
 from multilora.foreign_errors import as_own_error, is_full_disk
@@ -24,7 +25,7 @@ from multilora.runs.train import train
 from multilora.study.cells import Cell
 from multilora.study.folder import CellResult, result_of, write_failure, write_result
 from multilora.study.load import Study
-from multilora.study.measures import FORGETTING, SPECTRUM, missing_measures, wanted_measures
+from multilora.study.measures import FORGETTING, INTRUDERS, SPECTRUM, missing_measures, wanted_measures
 from multilora.study.memory import peak_memory, reset_peak_memory
 from multilora.study.text_loss import text_loss
 
@@ -120,7 +121,7 @@ def _scores(study: Study, cell: Cell, run: Run | None) -> dict[str, Any]:
     label = BASE_LABEL if run is None else RUN_LABEL
     cell.path.mkdir(parents=True, exist_ok=True)
     candidate = Candidate(label, cell.recipe.model, run=run)
-    scores = score_candidates([candidate], cell.recipe, samples_folder(cell))[label]
+    scores = score_candidates([candidate], cell.scored_by, samples_folder(cell))[label]
     for task, score in scores.items():
         _check_finite(f"the loss on {task}", score.loss)
     return {"value": {task: asdict(score) for task, score in scores.items()}}
@@ -150,22 +151,36 @@ def _spectrum(study: Study, cell: Cell, run: Run | None) -> dict[str, Any]:
     """
     assert run is not None
     try:
-        try:
-            spectrum = spectrum_of(run)
-        except AdapterError:
-            spectrum = dense_spectrum(run)
+        spectrum = spectrum_of(run)
     except AdapterError as error:
         return {"missing": str(error)}
+    _write_spectrum(cell, spectrum)
+    kinds = {kind: spectrum.mean(matrices) for kind, matrices in spectrum.by_kind().items()}
+    return {"value": {"mean": spectrum.mean(), "kinds": kinds}}
+
+
+def _intruders(study: Study, cell: Cell, run: Run | None) -> dict[str, Any]:
+    """The number of intruder dimensions, their share, and their mean per matrix; or why there are none."""
+    assert run is not None
+    try:
+        spectrum = spectrum_of(run, options=Options(intruders=True))
+    except AdapterError as error:
+        return {"missing": str(error)}
+    _write_spectrum(cell, spectrum)
+    found = spectrum.intruders() or {}
+    return {"value": {**found, "per_matrix": found["count"] / len(spectrum.matrices)}}
+
+
+def _write_spectrum(cell: Cell, spectrum: Spectrum) -> None:
     folder = cell.path / "analysis"
     folder.mkdir(exist_ok=True)
     write_json(folder / "spectrum.json", spectrum.as_dict())
-    kinds = {kind: spectrum.mean(matrices) for kind, matrices in spectrum.by_kind().items()}
-    return {"value": {"mean": spectrum.mean(), "kinds": kinds}}
 
 
 _MEASURES: dict[str, Callable[[Study, Cell, Run | None], dict[str, Any]]] = {
     FORGETTING: _forgetting,
     SPECTRUM: _spectrum,
+    INTRUDERS: _intruders,
 }
 
 

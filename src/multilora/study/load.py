@@ -50,7 +50,7 @@ class Study(StudySchema):
             study = cls.model_validate(values)
         except ValidationError as error:
             raise RecipeError([describe_problem(cls, item) for item in error.errors()], label) from None
-        problems = [*_check_search(study), *_check_seeds(study), *_check_reference(study)]
+        problems = [*_check_search(study), *_check_seeds(study), *_check_names(study)]
         base, base_problems = _base_recipe(study)
         problems += base_problems
         if base is not None:
@@ -62,6 +62,8 @@ class Study(StudySchema):
                 }
             )
             problems += [*_check_evaluation(study), *_check_forgetting(study), *_check_recipes(study)]
+            if study.single_task is not None and len(base["tasks"]) == 1:
+                problems.append("single_task: the recipe has one task, on which every method is trained; leave it out")
         if problems:
             raise RecipeError(list(dict.fromkeys(problems)), label)
         return study
@@ -159,12 +161,11 @@ def _check_seeds(study: StudySchema) -> Iterator[str]:
         )
 
 
-def _check_reference(study: StudySchema) -> Iterator[str]:
-    if study.reference not in study.methods:
-        yield (
-            f"reference: {study.reference!r} is not one of the methods {', '.join(study.methods)}"
-            f"{nearest(str(study.reference), study.methods)}"
-        )
+def _check_names(study: StudySchema) -> Iterator[str]:
+    """The methods that are named elsewhere in the file must exist."""
+    for key, name in (("reference", study.reference), ("single_task", study.single_task)):
+        if name is not None and name not in study.methods:
+            yield f"{key}: {name!r} is not one of the methods {', '.join(study.methods)}{nearest(name, study.methods)}"
 
 
 def _base_recipe(study: StudySchema) -> tuple[dict[str, Any] | None, list[str]]:

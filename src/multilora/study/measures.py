@@ -13,7 +13,7 @@ from multilora.study.folder import CellResult, result_of
 from multilora.study.load import Study
 from multilora.study.text_loss import text_key
 
-SPECTRUM, FORGETTING = "spectrum", "forgetting"
+SPECTRUM, FORGETTING, INTRUDERS = "spectrum", "forgetting", "intruders"
 
 
 def scores_name(split: str) -> str:
@@ -36,7 +36,7 @@ def wanted_measures(study: Study, cell: Cell) -> dict[str, str]:
 
     A cell is finished when it has all of these with these keys; otherwise only what is missing is measured.
     """
-    section = cell.recipe.evaluation
+    section = cell.scored_by.evaluation
     wanted = {
         scores_name(section.split): cache_key(section.model_dump(exclude={"batch_tokens"}, exclude_defaults=True))
     }
@@ -44,6 +44,8 @@ def wanted_measures(study: Study, cell: Cell) -> dict[str, str]:
         wanted[FORGETTING] = text_key(study.forgetting)
     if SPECTRUM in study.measure and cell.stage != "base":
         wanted[SPECTRUM] = ""
+    if INTRUDERS in study.measure and cell.stage != "base":
+        wanted[INTRUDERS] = ""
     return wanted
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from multilora.study.cells import Cell, StudyCells
 from multilora.study.differences import FinalRun, compare_with_reference, wins_ties_losses
 from multilora.study.folder import CellResult, failure_of
 from multilora.study.load import Study
-from multilora.study.means import mean_loss, mean_value
-from multilora.study.measures import FORGETTING, SPECTRUM, finished_result, scores_of
+from multilora.study.measures import finished_result, scores_of
 from multilora.study.search import Choice, choose
+from multilora.study.single_task import single_task_cells
 from multilora.study.status import study_status
+from multilora.study.summary import run_values, summary_of
+from multilora.study.transfer import single_task_results
 
 
 def study_results(cells: StudyCells) -> dict[str, Any]:
@@ -26,13 +26,15 @@ def study_results(cells: StudyCells) -> dict[str, Any]:
         for method, choice in choices.items()
         if choice is not None and choice.setting is not None
     }
+    singles = _singles(cells, choices)
     comparisons = compare_with_reference(finals, str(study.reference))
     base = finished_result(study, cells.base)
     status = study_status(cells)
+    tasks = _tasks(base, finals)
     return {
         "reference": study.reference,
-        "tasks": _tasks(base, finals),
-        "base": None if base is None else _run_values(base, "eval"),
+        "tasks": tasks,
+        "base": None if base is None else run_values(base, "eval"),
         "methods": {
             method: {
                 **_choice_values(choices[method]),
@@ -41,9 +43,18 @@ def study_results(cells: StudyCells) -> dict[str, Any]:
             }
             for method in study.methods
         },
-        "runs": list(_runs(cells, choices, finals)),
+        "single_task": None
+        if study.single_task is None
+        else single_task_results(
+            study.single_task,
+            list(_finished(study, singles)),
+            finals,
+            None if base is None else scores_of(base, "eval"),
+            list(tasks),
+        ),
+        "runs": list(_runs(cells, choices, singles)),
         "differences": [item.as_dict() for item in comparisons],
-        "notes": list(_notes(cells, choices, finals)),
+        "notes": [*_notes(cells, choices, finals), *_single_task_notes(study, singles)],
         "cells": {state: status.count(state) for state in ("finished", "failed", "running", "broken off", "waiting")},
         "other_cells": status.other_cells,
     }
@@ -56,26 +67,24 @@ def _finished(study: Study, cells: Sequence[Cell]) -> Iterator[FinalRun]:
             yield FinalRun(cell, result)
 
 
+def _singles(cells: StudyCells, choices: dict[str, Choice | None]) -> list[Cell]:
+    """The single-task runs that are known."""
+    method = cells.study.single_task
+    choice = None if method is None else choices[method]
+    if method is None or choice is None or choice.setting is None:
+        return []
+    return list(single_task_cells(cells, cells.finals(method, choice.setting)))
+
+
+def _summary(runs: Sequence[FinalRun]) -> dict[str, Any]:
+    return summary_of([run.seed for run in runs], [run_values(run.result, "eval") for run in runs])
+
+
 def _tasks(base: CellResult | None, finals: dict[str, list[FinalRun]]) -> dict[str, str]:
     """Task -> its main metric."""
     runs = [run.result for runs in finals.values() for run in runs]
     known = [*([] if base is None else [base]), *runs]
     return {task: score.metric for task, score in scores_of(known[0], "eval").items()} if known else {}
-
-
-def _run_values(result: CellResult, split: str) -> dict[str, Any]:
-    """The measurements of one run."""
-    scores = scores_of(result, split)
-    spectrum = result.value(SPECTRUM)
-    return {
-        "scores": {task: asdict(score) for task, score in scores.items()},
-        "macro_score": mean_value(scores),
-        "macro_loss": mean_loss(scores),
-        "forgetting": (result.value(FORGETTING) or {}).get("loss"),
-        "spectrum": None if spectrum is None else spectrum["mean"],
-        "spectrum_missing": result.measures.get(SPECTRUM, {}).get("missing"),
-        **{key: result.training.get(key) for key in ("trainable_parameters", "seconds", "peak_memory", "steps")},
-    }
 
 
 def _choice_values(choice: Choice | None) -> dict[str, Any]:
@@ -88,39 +97,15 @@ def _choice_values(choice: Choice | None) -> dict[str, Any]:
     }
 
 
-def _summary(runs: Sequence[FinalRun]) -> dict[str, Any]:
-    """Means and standard deviations over the seeds of a method."""
-    values = [_run_values(run.result, "eval") for run in runs]
-    tasks = list(values[0]["scores"]) if values else []
-    spectra = [item["spectrum"] for item in values if item["spectrum"] is not None]
-    return {
-        "seeds": [run.cell.seed for run in runs],
-        "scores": {task: _mean([item["scores"][task]["value"] for item in values]) for task in tasks},
-        "losses": {task: _mean([item["scores"][task]["loss"] for item in values]) for task in tasks},
-        **{
-            key: _mean([item[key] for item in values])
-            for key in ("macro_score", "macro_loss", "forgetting", "trainable_parameters", "seconds", "peak_memory")
-        },
-        "spectrum": {key: _mean([item[key] for item in spectra]) for key in (spectra[0] if spectra else ())},
-    }
-
-
-def _mean(values: Sequence[float | None]) -> dict[str, float | None] | None:
-    """Mean and standard deviation over seeds; None if a value is missing."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None
-    return {"mean": statistics.fmean(known), "sd": statistics.stdev(known) if len(known) > 1 else None}
-
-
 def _runs(
-    cells: StudyCells, choices: dict[str, Choice | None], finals: dict[str, list[FinalRun]]
+    cells: StudyCells, choices: dict[str, Choice | None], singles: Sequence[Cell]
 ) -> Iterator[dict[str, Any]]:
-    """Every run of the study: the trials, which are the curves over the grid, and the final runs."""
+    """Every run of the study: the trials, which are the curves over the grid, the final and the single-task runs."""
     for method in cells.study.methods:
         choice = choices[method]
         final = cells.finals(method, choice.setting) if choice is not None and choice.setting is not None else []
-        for cell in [*(cell for trial in cells.trials[method] for cell in trial), *final]:
+        own = singles if method == cells.study.single_task else ()
+        for cell in [*(cell for trial in cells.trials[method] for cell in trial), *final, *own]:
             result = finished_result(cells.study, cell)
             split = "validation" if cell.stage == "trial" else "eval"
             yield {
@@ -129,9 +114,10 @@ def _runs(
                 "method": method,
                 "setting": cell.setting,
                 "seed": cell.seed,
+                "trained_on": cell.trained_on,
                 "split": split,
                 "error": failure_of(cell),
-                **({} if result is None else _run_values(result, split)),
+                **({} if result is None else run_values(result, split)),
             }
 
 
@@ -160,3 +146,14 @@ def _notes(cells: StudyCells, choices: dict[str, Choice | None], finals: dict[st
     devices = sorted({run.result.training["device"] for runs in finals.values() for run in runs})
     if len(devices) > 1:
         yield f"the final runs were trained on different devices ({', '.join(devices)}); times are not comparable"
+
+
+def _single_task_notes(study: Study, singles: Sequence[Cell]) -> Iterator[str]:
+    if study.single_task is None:
+        return
+    for section in study.base_recipe["tasks"]:
+        cells = [cell for cell in singles if cell.trained_on == section["name"]]
+        finished = [cell.seed for cell in cells if finished_result(study, cell) is not None]
+        missing = [seed for seed in study.seeds if seed not in finished]
+        if missing:
+            yield f"{study.single_task}: the runs on {section['name']} alone with the seeds {missing} are missing or failed"

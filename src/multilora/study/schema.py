@@ -67,11 +67,17 @@ class StudySchema(Section):
     reference: TaskName | None = Field(
         None, description="the method that the others are compared with; by default the first"
     )
-    measure: list[Literal["spectrum", "forgetting"]] = Field(
-        ["spectrum"], description="what is measured besides scores: spectra of the updates, loss on other text"
+    single_task: TaskName | None = Field(
+        None, description="a method that is also trained on every task alone, with its chosen setting and every seed"
     )
-    forgetting: ForgettingSection = Field(default_factory=ForgettingSection)
-    cluster: ClusterSection = Field(default_factory=ClusterSection)
+    measure: list[Literal["spectrum", "forgetting", "intruders"]] = Field(
+        ["spectrum"],
+        description="what is measured besides scores: spectra of the updates, loss on other text, intruder dimensions",
+    )
+    forgetting: ForgettingSection = Field(
+        default_factory=ForgettingSection, description="the text on which forgetting is measured"
+    )
+    cluster: ClusterSection = Field(default_factory=ClusterSection, description="jobs for `--submit`")
     output_dir: PathText = Field("studies/study", description="the study folder; any number of processes may share it")
 
     @model_validator(mode="after")

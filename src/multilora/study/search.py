@@ -13,6 +13,7 @@ from multilora.study.folder import failure_of
 from multilora.study.load import Setting, Study
 from multilora.study.means import mean_loss, mean_value
 from multilora.study.measures import finished_result, scores_of
+from multilora.study.single_task import single_task_cells
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def _number(value: object) -> float | None:
 
 
 def all_cells(cells: StudyCells) -> list[Cell]:
-    """The cells that are known now: the base, all trials, and the final runs of methods whose trials are finished.
+    """The cells that are known now: the base, all trials, the final runs of methods whose trials are finished, and the
+    single-task runs of finished final runs.
 
     Trials of different methods alternate, so that all methods make progress. Every id appears once.
     """
@@ -112,6 +114,8 @@ def all_cells(cells: StudyCells) -> list[Cell]:
     for index in range(max(map(len, cells.trials.values()), default=0)):
         found += [cell for trials in cells.trials.values() for cell in trials[index]]
     found += [cell for method in cells.study.methods for cell in chosen_cells(cells, method)]
+    if cells.study.single_task is not None:
+        found += single_task_cells(cells, chosen_cells(cells, cells.study.single_task))
     unique: dict[str, Cell] = {}
     for cell in found:
         unique.setdefault(cell.id, cell)
@@ -127,3 +131,14 @@ def chosen_cells(cells: StudyCells, method: str) -> list[Cell]:
 def open_methods(cells: StudyCells) -> list[str]:
     """The methods whose setting is not chosen yet."""
     return [method for method in cells.study.methods if choose(cells, method) is None]
+
+
+def unknown_single_task_runs(cells: StudyCells) -> int:
+    """Count the single-task runs that are not known yet; those of a failed final run will not be, nor counted."""
+    study = cells.study
+    choice = None if study.single_task is None else choose(cells, study.single_task)
+    if study.single_task is None or (choice is not None and choice.setting is None):
+        return 0
+    finals = chosen_cells(cells, study.single_task)
+    known = sum(finished_result(study, final) is not None or failure_of(final) is not None for final in finals)
+    return (len(study.seeds) - known) * len(study.base_recipe["tasks"])

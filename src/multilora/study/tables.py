@@ -139,7 +139,8 @@ def method_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         quantities += [("loss", task, values["losses"].get(task)) for task in results["tasks"]]
         quantities += [("score", MACRO, values["macro_score"]), ("loss", MACRO, values["macro_loss"])]
         quantities += [
-            (key, "", values[key]) for key in ("forgetting", "trainable_parameters", "seconds", "peak_memory")
+            (key, "", values[key])
+            for key in ("forgetting", "intruders", "trainable_parameters", "seconds", "peak_memory")
         ]
         quantities += [(f"spectrum {key}", "", value) for key, value in values["spectrum"].items()]
         for quantity, task, value in quantities:
@@ -153,7 +154,8 @@ def run_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for run in results["runs"]:
         row = {name: run[name] for name in ("id", "stage", "method", "seed", "split")}
         row |= {key: run["setting"].get(key) for key in keys}
-        row |= {name: run.get(name) for name in ("macro_score", "macro_loss", "forgetting", "steps", "seconds")}
+        row |= {name: run.get(name) for name in ("macro_score", "macro_loss", "forgetting", "intruders", "steps")}
+        row["seconds"] = run.get("seconds")
         spectrum = run.get("spectrum") or {}
         row |= {name: spectrum.get(name) for name in ("effective_rank", "stable_rank", "top1_energy", "norm")}
         for task in results["tasks"]:

@@ -49,7 +49,7 @@ def run_study(
         error = run_cell(study, cell)
         if error is not None:
             report(f"{cell.id} failed, the others go on: {error}")
-        elif cell.stage == "final":
+        elif cell.stage in ("final", "single"):
             write_tables(cells)
     write_tables(cells)
     return study_status(cells)
@@ -67,7 +67,8 @@ def run_one(study: Study, cell_id: str) -> str | None:
     if cell_id not in known:
         raise InputError(
             f"{cell_id}: is not one of the {len(known)} cells that are known now; `multilora study STUDY --list` "
-            "prints those that can be run. Final runs are known when the trials of their method are finished"
+            "prints those that can be run. Final runs are known when the trials of their method are finished, and "
+            "single-task runs when the final run of their seed is"
         )
     cell = known[cell_id]
     with claim(study.path, cell):

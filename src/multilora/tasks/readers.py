@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ Record = dict[str, Any]
 RecordStream = Iterator[tuple[str, Record]]
 
 PARQUET_ROWS = 1024
+COMPRESSED = ".gz"
+_NAMES = {",": "comma", "\t": "tab"}
 
 
 class FilledRecord(Record):
@@ -24,20 +28,34 @@ class FilledRecord(Record):
 def read_records(path: Path) -> RecordStream:
     """(where, record) for every record of a file; `where` is the file and line, for errors.
 
-    The suffix selects the format. .jsonl and .ndjson: an object per line; .json: a list of objects; .csv: a header row,
-    and all values are strings; .parquet.
+    The suffix selects the format. .jsonl and .ndjson: an object per line; .json: a list of objects; .csv and .tsv: a
+    header row, and all values are strings; .parquet. All but parquet may be compressed, as in .jsonl.gz.
 
     Raises:
         DataError: unknown suffix, or the file cannot be read, is not UTF-8, is broken or has no records in it; names
             file and line.
     """
-    if path.suffix not in READERS:
-        raise DataError(f"{path}: unknown file type {path.suffix!r}; expected one of {', '.join(READERS)}")
+    kind = file_type(path)
+    if kind is None:
+        shown = "".join(path.suffixes[-2:]) if path.suffix == COMPRESSED else path.suffix
+        raise DataError(
+            f"{path}: unknown file type {shown!r}; expected one of {', '.join(READERS)}, all but parquet also with "
+            f"{COMPRESSED} behind it"
+        )
     try:
         check_regular(path)
-        yield from READERS[path.suffix](path)
+        yield from READERS[kind](path)
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{path}: is damaged ({error}); compress it again") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def file_type(path: Path) -> str | None:
+    """The key of `READERS` for a file, without .gz; None for others."""
+    compressed = path.suffix == COMPRESSED
+    kind = path.with_suffix("").suffix if compressed else path.suffix
+    return kind if kind in READERS and not (compressed and kind == ".parquet") else None
 
 
 def check_regular(path: Path) -> None:
@@ -59,7 +77,7 @@ def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
     Lines end at line feeds only: JSON strings may contain other characters that end a line for Python, such as U+2028.
     """
     start = 0
-    with path.open("rb") as file:
+    with gzip.open(path) if path.suffix == COMPRESSED else path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -111,14 +129,18 @@ def _object(where: str, record: Any) -> Record:
     return record
 
 
-def read_csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+def read_csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[str, list[str]]]:
     """(where, cells) for every row of a CSV file that is not blank; quoted cells may contain line breaks.
+
+    Args:
+        path: of the file
+        delimiter: between cells
 
     Raises:
         DataError: the file cannot be read, is not UTF-8 or is wrongly quoted; names file and line.
     """
     try:
-        rows = csv.reader((line for _, line in _text_lines(path)), strict=True)
+        rows = csv.reader((line for _, line in _text_lines(path)), strict=True, delimiter=delimiter)
         line = 1
         while True:
             try:
@@ -127,8 +149,8 @@ def read_csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
                 return
             except csv.Error as error:
                 raise DataError(
-                    f"{path}, line {line}: broken CSV ({error}); quote every cell that has a comma, a quote or a "
-                    "line break, or convert the file to .jsonl"
+                    f"{path}, line {line}: broken CSV ({error}); quote every cell that has a {_NAMES[delimiter]}, a "
+                    "quote or a line break, or convert the file to .jsonl"
                 ) from None
             if row:
                 yield f"{path}, line {line}", row
@@ -137,15 +159,19 @@ def read_csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _read_csv(path: Path) -> RecordStream:
-    rows = read_csv_rows(path)
+def _read_tsv(path: Path) -> RecordStream:
+    return _read_csv(path, "\t")
+
+
+def _read_csv(path: Path, delimiter: str = ",") -> RecordStream:
+    rows = read_csv_rows(path, delimiter)
     _, header = next(rows, ("", []))
     _check_columns(f"{path}, line 1", header)
     for where, row in rows:
         if len(row) != len(header):
             raise DataError(
                 f"{where}: {len(row)} columns, expected the {len(header)} of the header "
-                f"({', '.join(map(repr, header))}); fix the row, or quote cells that have a comma"
+                f"({', '.join(map(repr, header))}); fix the row, or quote cells that have a {_NAMES[delimiter]}"
             )
         yield where, dict(zip(header, row, strict=True))
 
@@ -184,4 +210,5 @@ READERS: dict[str, Callable[[Path], RecordStream]] = {
     ".json": _read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
+    ".tsv": _read_tsv,
 }

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from multilora.cache import content_digest
 from multilora.errors import DataError, RecordError
 from multilora.example import Split
+from multilora.files import files_of
 from multilora.recipe.schema import HUB_PREFIX, TaskSection
-from multilora.tasks.readers import READERS, FilledRecord, Record, RecordStream, check_regular, read_records
+from multilora.tasks.readers import READERS, FilledRecord, Record, RecordStream, check_regular, file_type, read_records
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -139,7 +140,7 @@ class Source:
             DataError: the file, dataset or split does not exist.
         """
         if split == "eval" and self.eval_path is not None:
-            return FileRecords([Path(self.eval_path)])
+            return FileRecords(files_of(self.eval_path))
         if self.is_hub:
             return self._hub(split)
         path = Path(self.path)
@@ -147,7 +148,7 @@ class Source:
             return FileRecords(self._in_folder(path, split))
         if split == "eval":
             raise DataError(f"{path}: is the training file; name the evaluation file with eval_path")
-        return FileRecords([path])
+        return FileRecords(files_of(self.path))
 
     def _in_folder(self, folder: Path, split: Split) -> list[Path]:
         split_name = self.split if split == "train" else self.eval_split
@@ -178,9 +179,9 @@ class Source:
             DataError: several files match that are not shards of one.
         """
         files = sorted(
-            item for item in Path(self.path).iterdir() if item.suffix in READERS and _SHARD.sub("", item.stem) == split
+            item for item in Path(self.path).iterdir() if file_type(item) and _SHARD.sub("", _stem(item)) == split
         )
-        if len(files) > 1 and any(item.stem == split for item in files):
+        if len(files) > 1 and any(_stem(item) == split for item in files):
             names = ", ".join(item.name for item in files)
             raise DataError(f"{self.path}: {names} could all be the split {split!r}; keep one, or name it as path")
         return files
@@ -209,6 +210,11 @@ class Source:
                 "check the name and the network, or download it and give a local path"
             ) from error
         return HubRecords(f"{self.path}, {hub_split}", dataset)
+
+
+def _stem(path: Path) -> str:
+    """The name of a data file without its type: `train` for train.jsonl.gz."""
+    return path.name.partition(f"{file_type(path)}")[0]
 
 
 def _listing(folder: Path) -> str:

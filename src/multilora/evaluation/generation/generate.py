@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from multilora.data.collate import pad_token_id
 from multilora.errors import InputError, RunError
 from multilora.evaluation.generation.decoding import Choose, Decoder, Forward
 from multilora.evaluation.generation.fallback import cache_bytes_per_token, plain_generate
-from multilora.evaluation.generation.stops import Row, Stops
+from multilora.evaluation.generation.sampling import chooser, draws
+from multilora.evaluation.generation.stops import OnText, Row, Stops, StreamedStops
 from multilora.evaluation.requests import Generation
 from multilora.evaluation.share_out import is_sharded
 from multilora.progress import Advance
@@ -44,8 +43,10 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
     batch_tokens: int | None = None,
+    on_text: OnText | None = None,
     advance: Advance,
 ) -> list[Generation]:
     """Generate a response to every prompt.
@@ -67,9 +68,13 @@ def generate(
         temperature: 0 for greedy decoding
         top_p: sample from the most likely tokens that together have this probability; 1 for all
         top_k: sample from this many most likely tokens; 0 for all
+        repetition_penalty: more than 1 makes tokens of the prompt and of the response so far less likely, 1 leaves them
+            (https://arxiv.org/abs/1909.05858)
         seed: the random numbers for a prompt depend on this and on its index only
         batch_tokens: maximum size of a batch: prompts x (tokens of the longest + tokens it may still generate); None
             to choose by device
+        on_text: called with the index of a prompt, the next part of its response as soon as that is certain, and
+            whether it is the last part
         advance: called with the number of finished prompts
 
     Raises:
@@ -77,7 +82,7 @@ def generate(
         RunError: the device has too little memory for one prompt, or another process failed.
     """
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    _check(prompts, limits, temperature, top_p, top_k, batch_tokens)
+    _check(prompts, limits, temperature, top_p, top_k, repetition_penalty, batch_tokens)
     if isinstance(model, DistributedDataParallel):
         model = model.module
     sharded = is_sharded(model)
@@ -85,14 +90,15 @@ def generate(
     share = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     if world > 1 and not sharded:
         share = share[dist.get_rank() :: world]
-    sampled = temperature > 0
     rows = []
     for index in share:
-        draws = _draws(seed, index, limits[index]) if sampled else []
-        rows.append(Row(index, list(prompts[index]), len(prompts[index]), limits[index], draws))
-    sampler = _sampler(temperature, top_p, top_k) if sampled else _most_likely
-    choose = _as_first_process(sampler) if sharded and world > 1 else sampler
-    stops = Stops(tokenizer, stop_ids, stop_strings)
+        random_numbers = draws(seed, index, limits[index]) if temperature > 0 else []
+        rows.append(Row(index, list(prompts[index]), len(prompts[index]), limits[index], random_numbers))
+    choose = chooser(temperature, top_p, top_k, repetition_penalty, agree=sharded and world > 1)
+    if on_text is None:
+        stops = Stops(tokenizer, stop_ids, stop_strings)
+    else:
+        stops = StreamedStops(tokenizer, stop_ids, stop_strings, on_text)
     done = 0
 
     def finished(count: int) -> None:  # the shares are equal, so this process's progress is that of all
@@ -119,6 +125,7 @@ def _check(
     temperature: float,
     top_p: float,
     top_k: int,
+    repetition_penalty: float,
     batch_tokens: int | None,
 ) -> None:
     if len(limits) != len(prompts):
@@ -131,6 +138,7 @@ def _check(
         "temperature": (temperature, temperature >= 0, "0 (greedy) or more"),
         "top_p": (top_p, 0 < top_p <= 1, "more than 0 and at most 1"),
         "top_k": (top_k, top_k >= 0, "0 (all tokens) or more"),
+        "repetition_penalty": (repetition_penalty, repetition_penalty > 0, "1 (none) or more"),
         "batch_tokens": (batch_tokens, batch_tokens is None or batch_tokens >= 1, "at least 1, or None"),
     }
     problems = [f"{name} is {value}; use {range_}" for name, (value, valid, range_) in expected.items() if not valid]
@@ -224,49 +232,3 @@ def _all_rows(work: Callable[[], None], rows: Sequence[Row], world: int) -> list
         if problem is not None:
             raise RunError(f"process {rank} failed while generating: {problem}")
     return [row for _, process_rows in answers for row in process_rows]
-
-
-def _most_likely(logits: Tensor, rows: Sequence[Row]) -> list[int]:
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
-    return tokens
-
-
-def _draws(seed: int, index: int, count: int) -> list[float]:
-    """The random numbers for a prompt."""
-    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big", signed=True))
-    draws: list[float] = torch.rand(count, generator=generator).tolist()
-    return draws
-
-
-def _sampler(temperature: float, top_p: float, top_k: int) -> Choose:
-    """Return a function that samples by the rows' own random numbers."""
-
-    def choose(logits: Tensor, rows: Sequence[Row]) -> list[int]:
-        scores = logits.float() / temperature
-        size = min(top_k or scores.shape[-1], scores.shape[-1])
-        scores, order = scores.topk(size) if size < scores.shape[-1] else scores.sort(dim=-1, descending=True)
-        probabilities = scores.softmax(dim=-1)
-        before = probabilities.cumsum(dim=-1) - probabilities
-        kept = before < top_p if top_p < 1 else torch.ones_like(before, dtype=torch.bool)
-        kept[:, 0] = True
-        cumulative = (probabilities * kept).cumsum(dim=-1)
-        draws = torch.tensor([[row.draw()] for row in rows], device=logits.device)
-        ranks = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
-        ranks = torch.minimum(ranks, kept.sum(dim=-1, keepdim=True) - 1)
-        tokens: list[int] = order.gather(1, ranks)[:, 0].tolist()
-        return tokens
-
-    return choose
-
-
-def _as_first_process(choose: Choose) -> Choose:
-    """Return a function that chooses the first process's tokens, since rounding may differ between processes."""
-
-    def agreed(logits: Tensor, rows: Sequence[Row]) -> list[int]:
-        tokens = torch.tensor(choose(logits, rows), device=logits.device)
-        dist.broadcast(tokens, 0)
-        chosen: list[int] = tokens.tolist()
-        return chosen
-
-    return agreed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,9 @@ from multilora.evaluation.requests import Generation
 # The left edge of a decoded window differs from the full text by less: a broken character, a space.
 _EDGE = 8
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+# Called with the index of a prompt, the next part of its response, and whether that is the last part.
+OnText = Callable[[int, str, bool], None]
 
 
 @dataclass
@@ -117,3 +120,37 @@ class Stops:
         alone, after = self._decode([token]), self._decode([*self._anchor, token])
         possible = self._last_characters & {*alone, *after} or _BROKEN in alone or _BROKEN in after
         return max(len(alone), len(after)) if possible else 0
+
+
+class StreamedStops(Stops):
+    """Stops that also pass the text on while it is generated.
+
+    Characters of which a part is missing are kept back, and so is text that may be the start of a stop string.
+
+    Args:
+        tokenizer, ids, strings: see `Stops`
+        on_text: see `OnText`
+    """
+
+    def __init__(self, tokenizer: Any, ids: Collection[int], strings: Sequence[str], on_text: OnText) -> None:
+        super().__init__(tokenizer, ids, strings)
+        self._on_text = on_text
+        self._passed: dict[int, str] = {}
+
+    def add(self, row: Row, token: int) -> bool:
+        """See `Stops.add`."""
+        finished = super().add(row, token)
+        text = self._certain(self._decode(row.ids[row.prompt :])) if row.result is None else row.result.text
+        passed = self._passed.get(row.index, "")
+        new = text[len(passed) :] if text.startswith(passed) else ""
+        if new or finished:
+            self._passed[row.index] = passed + new
+            self._on_text(row.index, new, finished)
+        return finished
+
+    def _certain(self, text: str) -> str:
+        text = text.rstrip(_BROKEN)
+        for size in range(min(self._longest - 1, len(text)), 0, -1):
+            if any(string.startswith(text[-size:]) for string in self._strings):
+                return text[:-size]
+        return text

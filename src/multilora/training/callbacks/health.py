@@ -125,6 +125,10 @@ class Health(TrainerCallback):
         """Exclude saving from the throughput."""
         self._mark = time.perf_counter()
 
+    def exclude(self, seconds: float) -> None:
+        """Exclude time that was spent on something else since the last step from the throughput."""
+        self._mark += seconds
+
     def state_dict(self) -> dict[str, int]:
         """Return the state to save in a checkpoint."""
         return {"skipped_steps": self.skipped_steps}
@@ -137,7 +141,7 @@ class Health(TrainerCallback):
         """Return `scale_norm/branch_<i>`, `tokens_per_second` and, if not zero, `skipped_steps` for the log of a step.
 
         `tokens_per_second` counts all tokens since the last log, trained or not, over all processes, and excludes the
-        time of evaluation and saving.
+        time of evaluation, saving and `Interference`.
         """
         logs = {f"scale_norm/branch_{i}": value for i, value in enumerate(scale_norms(model))}
         seconds, tokens = self._seconds, self._tokens[self._logged_step : step].sum()

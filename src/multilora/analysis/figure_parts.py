@@ -1,0 +1,42 @@
+"""What the charts of an analysis share: reading its JSON values, names of measures, colours of series."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from multilora.charts.styles import SERIES
+
+ALL_KINDS, ALL_LAYERS = "all, averaged", "all, averaged"
+# Label -> `Spectrum.as_dict`.
+Spectra = Mapping[str, Mapping[str, Any]]
+
+
+def matrices_of(spectra: Spectra) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Yield (label, matrix) for every matrix of every model."""
+    for label, spectrum in spectra.items():
+        for matrix in spectrum["matrices"]:
+            yield label, matrix
+
+
+def kinds_of(spectra: Spectra) -> list[str]:
+    """The module types, in order of appearance."""
+    return list(dict.fromkeys(matrix["kind"] for _, matrix in matrices_of(spectra)))
+
+
+def layers_of(spectra: Spectra) -> list[int]:
+    """The numbers of the layers, sorted."""
+    return sorted({matrix["layer"] for _, matrix in matrices_of(spectra) if matrix["layer"] is not None})
+
+
+def methods_of(spectra: Spectra) -> dict[str, str]:
+    """Label -> method."""
+    return {label: spectrum["method"] for label, spectrum in spectra.items()}
+
+
+def series_colours(field: str, values: Sequence[str]) -> dict[str, Any]:
+    """The encoding channel `color` of a field that is not the method."""
+    colours = [SERIES[index % len(SERIES)] for index in range(len(values))]
+    legend = {"title": None, "orient": "top", "columns": 4}
+    scale = {"domain": list(values), "range": colours}
+    return {"color": {"field": field, "type": "nominal", "scale": scale, "legend": legend}}

@@ -1,0 +1,1 @@
+"""Change an adapter before it is exported: truncate, prune, combine."""

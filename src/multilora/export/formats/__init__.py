@@ -1,0 +1,1 @@
+"""Export in the formats of llama.cpp and mlx-lm."""

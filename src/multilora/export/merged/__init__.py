@@ -1,0 +1,1 @@
+"""Export as a model with the update merged into its weights."""

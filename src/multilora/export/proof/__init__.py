@@ -1,0 +1,1 @@
+"""Compare an export with its original."""

@@ -1,0 +1,1 @@
+"""Commands that load an export into the programs that serve models."""

@@ -1,0 +1,1 @@
+"""What can be exported: runs, adapters and models, behind one interface."""

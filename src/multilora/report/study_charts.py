@@ -1,0 +1,260 @@
+"""Charts of a study, made from its `results.json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from multilora.charts.chart import Chart, Row, Selector
+from multilora.charts.styles import method_scales
+from multilora.report.training_charts import ALL_TASKS
+
+Results = Mapping[str, Any]
+MACRO = "macro"
+QUANTITIES = {
+    "score": ("difference of the score in percentage points", 100.0),
+    "loss": ("difference of the loss in nats per token", 1.0),
+    "forgetting": ("difference of the loss on other text in nats per token", 1.0),
+}
+
+
+def final_scores_chart(results: Results, methods: Mapping[str, str]) -> Chart:
+    """Scores and losses of every final run, by method."""
+    rows: list[Row] = []
+    for run in results["runs"]:
+        if run["stage"] != "final" or "scores" not in run:
+            continue
+        for task, score in run["scores"].items():
+            shared = {"method": run["method"], "seed": run["seed"], "task": task}
+            if score["value"] is not None:
+                rows.append({**shared, "measure": "score (percent)", "value": 100 * score["value"]})
+            rows.append({**shared, "measure": "loss (nats per token)", "value": score["loss"]})
+    measures = list(dict.fromkeys(str(row["measure"]) for row in rows))
+    channels = method_scales(methods, shapes=True)
+    for channel in channels.values():
+        channel["legend"] = None  # the axis names the methods
+    y = {"field": "method", "type": "nominal", "title": None, "sort": None}
+    x = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}}
+    view = {
+        "encoding": {"y": y},
+        "layer": [
+            {
+                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0.85, "tooltip": True},
+                "encoding": {"x": {**x, "aggregate": "mean"}, "detail": {"field": "seed"}, **channels},
+            },
+            {
+                "mark": {"type": "tick", "thickness": 3, "size": 26},
+                "encoding": {"x": {**x, "aggregate": "mean"}, "color": channels["color"]},
+            },
+        ],
+    }
+    return Chart(
+        "final_scores",
+        "Final runs by method",
+        "Score in percent, or loss in nats per response token, on the evaluation split: a point per seed, and a tick "
+        "at the mean; of the selected task, or averaged over tasks.",
+        rows,
+        view,
+        selectors=[
+            Selector("measure", "measure", measures),
+            Selector("task", "task", list(results["tasks"]), ALL_TASKS),
+        ],
+        height=max(120, 44 * len(methods)),
+    )
+
+
+def differences_chart(results: Results, methods: Mapping[str, str]) -> Chart:
+    """Differences to the reference with intervals."""
+    rows: list[Row] = []
+    for item in results["differences"]:
+        title, factor = QUANTITIES[item["quantity"]]
+        if not math.isfinite(item["low"]):
+            continue  # one seed: there is no interval
+        low, middle, high = (factor * item[key] for key in ("low", "difference", "high"))
+        task = {MACRO: "mean over tasks", "": "other text"}.get(item["task"], item["task"])
+        rows.append(
+            {
+                "method": item["method"],
+                "quantity": title,
+                "task": task,
+                "difference": middle,
+                "low": low,
+                "high": high,
+                "adjusted_p": item["adjusted_p_value"],
+                "seeds": item["seeds"],
+            }
+        )
+    quantities = list(dict.fromkeys(str(row["quantity"]) for row in rows))
+    channels = method_scales(methods, shapes=True)
+    for channel in channels.values():
+        channel["legend"] = None  # the axis names the methods
+    x = {"type": "quantitative", "title": f"difference to {results['reference']}"}
+    y = {"y": {"field": "task", "type": "nominal", "title": None, "sort": None}}
+    view = {
+        "layer": [
+            {
+                "mark": {"type": "rule", "strokeDash": [4, 3], "opacity": 0.6, "color": "#7a7f87"},
+                "encoding": {"x": {"datum": 0, **x}},
+            },
+            {
+                "mark": {"type": "rule", "strokeWidth": 2},
+                "encoding": {**y, "x": {"field": "low", **x}, "x2": {"field": "high"}, "color": channels["color"]},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1, "tooltip": {"content": "data"}},
+                "encoding": {**y, "x": {"field": "difference", **x}, **channels},
+            },
+        ],
+    }
+    compared = list(dict.fromkeys(str(row["method"]) for row in rows))
+    tasks = len({row["task"] for row in rows})
+    return Chart(
+        "differences",
+        f"Paired differences to {results['reference']}",
+        f"Method minus {results['reference']} on the same seeds and examples, with 95 % confidence intervals; an "
+        "interval that contains 0 shows no difference. Scores: right of 0 is better. Losses: left of 0 is better.",
+        rows,
+        view,
+        selectors=[Selector("method", "method", compared), Selector("quantity", "quantity", quantities)]
+        if rows
+        else [],
+        height=max(120, 34 * tasks),
+    )
+
+
+def interference_chart(results: Results) -> Chart:
+    """How each method changes each task, against the base, as a heatmap."""
+    base = results["base"]
+    rows: list[Row] = []
+    for method, values in results["methods"].items():
+        for task, score in values["scores"].items():
+            before = None if base is None else base["scores"].get(task, {}).get("value")
+            if score is not None and before is not None:
+                rows.append({"method": method, "task": task, "change": 100 * (score["mean"] - before)})
+    largest = max((abs(row["change"]) for row in rows), default=1.0) or 1.0
+    encoding = {
+        "x": {"field": "task", "type": "nominal", "title": None, "sort": None, "axis": {"labelAngle": -30}},
+        "y": {"field": "method", "type": "nominal", "title": None, "sort": None},
+    }
+    scale = {"scheme": "blueorange", "reverse": True, "domain": [-largest, largest], "domainMid": 0}
+    is_dark = {"test": f"abs(datum.change) > {0.6 * largest}", "value": "white"}
+    view = {
+        "encoding": encoding,
+        "layer": [
+            {
+                "mark": {"type": "rect", "tooltip": True},
+                "encoding": {
+                    "color": {"field": "change", "type": "quantitative", "scale": scale, "title": "percentage points"}
+                },
+            },
+            {
+                "mark": {"type": "text", "fontSize": 12},
+                "encoding": {
+                    "text": {"field": "change", "type": "quantitative", "format": "+.1f"},
+                    "color": {"condition": is_dark, "value": "black"},
+                },
+            },
+        ],
+    }
+    return Chart(
+        "task_changes",
+        "Change of each task against the base",
+        "Mean score of the final runs minus the score of the base, in percentage points: positive where the mixture "
+        "helps a task, negative where it harms it.",
+        rows,
+        view,
+        height=max(100, 44 * len(results["methods"])),
+    )
+
+
+def search_chart(results: Results, methods: Mapping[str, str]) -> Chart:
+    """What every trial of the search reached, against the searched value."""
+    rows: list[Row] = []
+    for run in results["runs"]:
+        if run["stage"] == "trial" and run.get("macro_loss") is not None:
+            rows += [
+                {
+                    "method": run["method"],
+                    "seed": run["seed"],
+                    "key": key.partition(".")[2],
+                    "tried": value,
+                    "loss": run["macro_loss"],
+                }
+                for key, value in run["setting"].items()
+                if isinstance(value, int | float)
+            ]
+    keys = list(dict.fromkeys(str(row["key"]) for row in rows))
+    view = {
+        "mark": {"type": "line", "strokeWidth": 2, "point": {"size": 60}, "tooltip": True},
+        "encoding": {
+            "x": {"field": "tried", "type": "quantitative", "scale": {"type": "log"}, "title": "tried value"},
+            "y": {
+                "field": "loss",
+                "aggregate": "mean",
+                "type": "quantitative",
+                "scale": {"zero": False},
+                "title": "validation loss, nats per token",
+            },
+            **method_scales(methods),
+        },
+    }
+    return Chart(
+        "search",
+        "Search of the settings",
+        "Mean loss over tasks on the validation split, in nats per response token, against the tried value; mean over "
+        "the seeds and the other keys of the grid. The lowest point of each line was chosen; where it is at the end of "
+        "its line, a better value may lie outside.",
+        rows,
+        view,
+        selectors=[Selector("key", "setting", keys)] if keys else [],
+    )
+
+
+_AGAINST = {
+    "effective_rank": "effective rank",
+    "top1_energy": "energy in the top 1",
+    "intruders": "intruder dimensions per matrix",
+    "macro_loss": "mean loss over tasks, nats per token",
+}
+
+
+def forgetting_chart(results: Results, methods: Mapping[str, str]) -> Chart:
+    """Forgetting against task loss, rank and intruder dimensions, one point per run."""
+    rows: list[Row] = []
+    for run in results["runs"]:
+        if run.get("forgetting") is None:
+            continue
+        found = {**(run.get("spectrum") or {}), "macro_loss": run["macro_loss"], "intruders": run.get("intruders")}
+        rows += [
+            {
+                "method": run["method"],
+                "stage": run["stage"],
+                "seed": run["seed"],
+                "against": title,
+                "value": found[name],
+                "forgetting": run["forgetting"],
+            }
+            for name, title in _AGAINST.items()
+            if found.get(name) is not None
+        ]
+    against = [title for title in ("mean loss over tasks, nats per token", *_AGAINST.values())]
+    against = [title for title in dict.fromkeys(against) if any(row["against"] == title for row in rows)]
+    y = {"field": "forgetting", "type": "quantitative", "scale": {"zero": False}}
+    view = {
+        "mark": {"type": "point", "filled": True, "size": 80, "opacity": 0.9, "tooltip": {"content": "data"}},
+        "encoding": {
+            "x": {"field": "value", "type": "quantitative", "scale": {"zero": False}, "title": None},
+            "y": {**y, "title": "loss on other text, nats per token"},
+            **method_scales(methods, shapes=True),
+        },
+    }
+    return Chart(
+        "forgetting",
+        "Forgetting",
+        "Loss on text of the kind that the base was pretrained on, in nats per token, against the selected measure; a "
+        "point per run, trials included. Lower is less forgotten.",
+        rows,
+        view,
+        selectors=[Selector("against", "against", against)] if against else [],
+    )

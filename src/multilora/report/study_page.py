@@ -1,0 +1,151 @@
+"""The report of a study, from the files in its folder; the data and the base need not be there any more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multilora.errors import InputError, RunDirectoryError
+from multilora.report.comparison_page import spectra_figures
+from multilora.report.page import Block, Facts, Figure, Page, Section, Table, Text, Unfold
+from multilora.report.run_page import plan_table, read_json
+from multilora.report.study_charts import (
+    differences_chart,
+    final_scores_chart,
+    forgetting_chart,
+    interference_chart,
+    search_chart,
+)
+from multilora.report.training_charts import method_losses_chart, shares_chart
+from multilora.runs.directory import Run
+from multilora.study.cells import CELLS
+from multilora.study.tables import RESULTS, difference_table, method_table
+
+STUDY_FILE, RESULTS_FILE = "study.yaml", f"{RESULTS}/results.json"
+
+
+def study_page(path: Path) -> Page:
+    """Collect the results of a study.
+
+    Raises:
+        InputError: there are no results yet.
+        RunDirectoryError: a file is damaged.
+    """
+    results = read_json(path / RESULTS_FILE)
+    if results is None:
+        raise InputError(f"{path}: has no {RESULTS_FILE} yet; run `multilora study {path / STUDY_FILE}` first")
+    for item in results["differences"]:  # JSON has no infinite bounds, which are those of a single seed
+        item["low"], item["high"] = _or(item["low"], -math.inf), _or(item["high"], math.inf)
+        item["adjusted_p_value"] = _or(item["adjusted_p_value"], math.nan)
+    study = _study(path)
+    methods = {name: section["adapter"]["method"] for name, section in study["methods"].items()}
+    finals = _final_runs(path, results)
+    sections = [
+        Section("What was run", _facts(study, results)),
+        Section("Results", _results(results, methods)),
+        Section(f"Differences to {results['reference']}", _differences(results, methods)),
+        Section("Search", _figures(search_chart(results, methods))),
+        Section("Training", _training(finals, methods, list(results["tasks"]))),
+        Section("Weight updates", spectra_figures({name: runs[0] for name, runs in finals.items() if runs})),
+        Section("Forgetting", _figures(forgetting_chart(results, methods))),
+        Section("Data", _data(finals)),
+        Section("Study file and environment", _origin(path, finals)),
+    ]
+    count = len(study["seeds"])
+    subtitle = f"{len(methods)} methods on {len(results['tasks'])} tasks, {count} seed{'s' if count > 1 else ''} each"
+    return Page(f"Study {path.resolve().name}", subtitle, sections)
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value
+
+
+def _study(path: Path) -> dict[str, Any]:
+    try:
+        study = yaml.safe_load((path / STUDY_FILE).read_text(encoding="utf-8"))
+        _ = study["methods"], study["seeds"], study["recipe"]["model"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise RunDirectoryError(
+            f"{path / STUDY_FILE}: cannot be read ({error}); run the study again, which writes it"
+        ) from None
+    return dict(study)
+
+
+def _final_runs(path: Path, results: Mapping[str, Any]) -> dict[str, list[Run]]:
+    """Method -> its finished final runs whose folders are there."""
+    found: dict[str, list[Run]] = {}
+    for run in results["runs"]:
+        folder = path / CELLS / run["id"]
+        if run["stage"] == "final" and "scores" in run and (folder / "recipe.yaml").is_file():
+            found.setdefault(run["method"], []).append(Run(folder))
+    return found
+
+
+def _facts(study: Mapping[str, Any], results: Mapping[str, Any]) -> list[Block]:
+    search = study.get("search")
+    tried = (
+        "none: the settings are given"
+        if not search
+        else f"{search['trials']} settings per method, by {search['metric']}"
+    )
+    cells = ", ".join(f"{count:,} {state}" for state, count in results["cells"].items() if count)
+    items = [
+        ("base", str(study["recipe"]["model"]["name_or_path"])),
+        ("methods", ", ".join(study["methods"])),
+        ("reference", str(results["reference"])),
+        ("seeds", ", ".join(map(str, study["seeds"]))),
+        ("search", tried),
+        ("cells", cells),
+    ]
+    return [Facts(items), *(Text(f"Note: {note}.") for note in results["notes"])]
+
+
+def _results(results: Mapping[str, Any], methods: Mapping[str, str]) -> list[Block]:
+    caption = (
+        "Mean ± standard deviation over seeds, on the evaluation split. Scores in percent; losses and forgetting in "
+        "nats per token; settings were chosen on the validation split"
+    )
+    blocks: list[Block] = [Table(caption, *method_table(results))]
+    return [*blocks, *_figures(final_scores_chart(results, methods)), *_figures(interference_chart(results))]
+
+
+def _differences(results: Mapping[str, Any], methods: Mapping[str, str]) -> list[Block]:
+    if not results["differences"]:
+        return []
+    caption = (
+        "Method minus reference with 95 % confidence intervals; p is adjusted for the number of methods compared in "
+        "its column (Holm). Wins, ties and losses count tasks whose interval of the score excludes 0"
+    )
+    return [Table(caption, *difference_table(results)), *_figures(differences_chart(results, methods))]
+
+
+def _training(finals: Mapping[str, list[Run]], methods: Mapping[str, str], tasks: list[str]) -> list[Block]:
+    lines = {name: [run.metrics for run in runs] for name, runs in finals.items()}
+    return _figures(method_losses_chart(lines, {name: methods[name] for name in lines}, tasks))
+
+
+def _data(finals: Mapping[str, list[Run]]) -> list[Block]:
+    for run in (run for runs in finals.values() for run in runs):
+        plan = read_json(run.path / "plan" / "plan.json")
+        if plan is not None:
+            text = Text("The plan of the first seed; every method of a seed has the same plan.")
+            return [text, Figure(shares_chart(plan["tasks"], plan["unit"])), plan_table(plan["tasks"])]
+    return []
+
+
+def _origin(path: Path, finals: Mapping[str, list[Run]]) -> list[Block]:
+    blocks: list[Block] = [Unfold("Study file, as resolved", (path / STUDY_FILE).read_text(encoding="utf-8"))]
+    for run in (run for runs in finals.values() for run in runs):
+        environment = read_json(run.path / "environment.json")
+        if environment is not None:
+            text = yaml.safe_dump(environment, sort_keys=False, allow_unicode=True)
+            return [*blocks, Unfold("Environment of the first final run", text)]
+    return blocks
+
+
+def _figures(*charts: Any) -> list[Block]:
+    return [Figure(chart) for chart in charts if chart.rows]

@@ -1,0 +1,68 @@
+"""A stranger with a wheel and a CSV file, in a fresh environment without the repository: from data to an export."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+
+import pytest
+from conftest import REPOSITORY
+
+FRUIT = ("apple", "pear", "plum", "fig", "lime", "kiwi")
+METAL = ("iron", "tin", "zinc", "lead", "gold", "copper")
+
+
+@pytest.fixture(scope="module")
+def multilora_command(tmp_path_factory):
+    """The command in a new environment with the wheel, and nothing of the repository on its path."""
+    folder = tmp_path_factory.mktemp("stranger")
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", REPOSITORY]
+    subprocess.run(list(map(str, build)), check=True, capture_output=True)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / "bin" / "python"
+    constraints = REPOSITORY / "constraints.txt"
+    torch = re.search(r"^torch==.*$", constraints.read_text(encoding="utf-8"), re.MULTILINE)[0]
+    for what in ([torch], ["-c", str(constraints), str(wheel)]):
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *what], check=True, capture_output=True)
+    return folder / "venv" / "bin" / "multilora"
+
+
+@pytest.mark.slow
+def test_from_a_csv_file_to_an_export(multilora_command, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment["HF_HOME"] = str(tmp_path / "cache")
+    environment.pop("HF_DATASETS_CACHE", None)
+
+    def run(*arguments, text=None):
+        done = subprocess.run(
+            [multilora_command, *arguments], cwd=tmp_path, env=environment, input=text, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    words = [(word, "fruit") for word in FRUIT] + [(word, "metal") for word in METAL]
+    rows = [f"{a} and {b},{kind}" for a, kind in words for b, other in words if kind == other and a != b]
+    (tmp_path / "words.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+
+    done = run("init", "--data", "words.csv", "--base", "nano", "--goal", "try")
+    assert "words: 60 records, fixed responses" in done.stdout
+    done = run("train", "recipe.yaml")
+    assert done.stderr.startswith("base nano, device ")
+    assert "next: multilora eval" in done.stdout
+    scores = json.loads(run("eval", "runs/first", "--json").stdout)
+    assert scores["after"]["words"]["loss"] < scores["before"]["words"]["loss"]
+    done = run("generate", "runs/first", "--prompt", "plum and kiwi", "--compare", "--json", "--max-new-tokens", "4")
+    before, after = json.loads(done.stdout)
+    assert after["text"] in ("fruit", "metal") != before["text"]
+    assert run("chat", "runs/first", text="plum and kiwi\n/exit\n").stdout == after["text"] + "\n"
+    done = run("export", "runs/first", "--to", "lora", "--out", "lora")
+    assert "verified with" in done.stdout
+    options = ["--base", "nano", "--dtype", "float32", "--template", "instruction", "--json"]
+    answer = run("generate", "lora", "--prompt", "plum and kiwi", *options)
+    assert json.loads(answer.stdout)[0]["text"] == after["text"]
+    assert "multilora" in run("doctor", "recipe.yaml").stdout
