@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: install demo test test-slow test-oldest test-deepspeed check format audit benchmark docs clean
+.PHONY: install demo test test-slow test-oldest test-deepspeed test-consumers check format audit benchmark docs clean
 
 install: $(STAMP)
 
@@ -45,6 +45,27 @@ test-deepspeed: install
 	    --target $(DEEPSPEED) deepspeed==0.19.8 hjson ninja py-cpuinfo msgpack einops
 	PATH="$(CURDIR)/$(DEEPSPEED)/bin:$$PATH" PYTHONPATH=$(DEEPSPEED) DS_ACCELERATOR=cpu OMP_WAIT_POLICY=passive \
 	    $(BIN)/python -m pytest -m slow tests/training/test_deepspeed.py
+
+# Programs that read exports, each in an environment of its own inside .venv-consumers; llama.cpp is compiled, which takes
+# minutes. optimum-intel and the ONNX builder need torch.
+CONSUMERS := $(VENV)-consumers
+LLAMA := llama_cpp_python-0.3.36
+TORCH := $(shell grep '^torch==' constraints.txt)
+test-consumers: install
+	for name in openvino_genai onnxruntime_genai llama mlx; do $(PYTHON) -m venv $(CONSUMERS)/$$name; done
+	$(CONSUMERS)/openvino_genai/bin/pip install --quiet $(TORCH)
+	$(CONSUMERS)/openvino_genai/bin/pip install --quiet openvino-genai==2026.4.1.0 optimum-intel==2.2.0
+	$(CONSUMERS)/onnxruntime_genai/bin/pip install --quiet $(TORCH)
+	$(CONSUMERS)/onnxruntime_genai/bin/pip install --quiet onnxruntime-genai==0.18.0 onnx onnx-ir transformers peft
+	$(CONSUMERS)/mlx/bin/pip install --quiet 'mlx[cpu]==0.32.4' mlx-lm==0.32.2
+	$(CONSUMERS)/llama/bin/pip download --quiet --no-deps --no-binary :all: --dest $(CONSUMERS) llama-cpp-python==0.3.36
+	tar -xzf $(CONSUMERS)/$(LLAMA).tar.gz -C $(CONSUMERS)
+	$(CONSUMERS)/llama/bin/pip install --quiet $(CONSUMERS)/$(LLAMA)
+	MULTILORA_CONSUMERS=$(CURDIR)/$(CONSUMERS) MULTILORA_LLAMA_PYTHON=$(CURDIR)/$(CONSUMERS)/llama/bin/python \
+	    MULTILORA_LLAMA_CPP=$(CURDIR)/$(CONSUMERS)/$(LLAMA)/vendor/llama.cpp \
+	    MULTILORA_MLX_PYTHON=$(CURDIR)/$(CONSUMERS)/mlx/bin/python OMP_WAIT_POLICY=passive \
+	    $(BIN)/python -m pytest -rs -m 'slow or not slow' tests/export/test_consumers.py tests/export/test_llama_cpp.py \
+	    tests/export/test_mlx.py
 
 check: install
 	$(BIN)/ruff check .

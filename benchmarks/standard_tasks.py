@@ -1,9 +1,10 @@
 """MMLU 5-shot and SuperGLUE by lm-evaluation-harness's definitions: this library's engine and lm-eval's own model.
 
-Both score the same questions in the same dtype. MMLU: 57 subjects, the first 20 questions of each, 5 examples before
-each. SuperGLUE: every validation question by this library's engine; lm-eval's model answers the first `--limit` of each
-task, and so does this library's engine once more, so that the two can be compared question by question. Every task
-and engine is a process of its own whose result is kept in `--work`, so that a run that was stopped continues.
+MMLU: 57 subjects, the first 20 questions of each, 5 examples before each. SuperGLUE: the validation questions, or the
+first `--most` of each task. lm-eval's model is slower, so it answers only the first `--mmlu-limit` questions of each
+subject and `--limit` of each SuperGLUE task; this library's engine answers them once more, so that the two can be
+compared question by question. Every task and engine is a process of its own whose result is kept in `--work`, so that
+a run that was stopped continues.
 
 Run: python benchmarks/standard_tasks.py --model DIR --data DIR --work DIR [--dtype bfloat16] [--out FILE]
 """
@@ -29,9 +30,10 @@ OURS, THEIRS = "multilora", "lm-eval's model"
 def parts(options: argparse.Namespace) -> list[tuple[str, str, int | None]]:
     """(task, engine, limit) of every measurement, the quick ones first."""
     found: list[tuple[str, str, int | None]] = [("mmlu", OURS, 20)]
-    found += [(f"superglue/{name}", OURS, None) for name in SUPERGLUE]
-    found += [(f"superglue/{name}", engine, options.limit) for engine in (OURS, THEIRS) for name in SUPERGLUE]
-    return [*found, ("mmlu", THEIRS, 20)]
+    found += [(f"superglue/{name}", OURS, options.most) for name in SUPERGLUE]
+    for engine in (OURS, THEIRS):
+        found += [(f"superglue/{name}", engine, options.limit) for name in SUPERGLUE]
+    return list(dict.fromkeys([*found, ("mmlu", OURS, options.mmlu_limit), ("mmlu", THEIRS, options.mmlu_limit)]))
 
 
 def result_file(options: argparse.Namespace, task: str, engine: str, limit: int | None) -> Path:
@@ -59,7 +61,12 @@ def score(options: argparse.Namespace, task: str, engine: str, limit: int | None
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
     folder = "mmlu" if task == "mmlu" else f"superglue/{SUPERGLUE[task.partition('/')[2]]}"
     manager = TaskManager()
-    item = local_task(TaskSection(name=task, path=f"{options.data}/{folder}"), manager)
+    path, eval_path = Path(options.data, folder), None
+    if task != "mmlu":  # questions without examples: the training file is not read, and may be a part of it
+        eval_path = path / "val.jsonl"
+        path = next(item for item in sorted(path.glob("*train*.jsonl")))
+    section = TaskSection(name=task, path=str(path), eval_path=None if eval_path is None else str(eval_path))
+    item = local_task(section, manager)
     start, processor = time.perf_counter(), time.process_time()
     scores = harness_scores(
         lm, [item], shots=5 if task == "mmlu" else 0, limit=limit, samples=True, bootstrap_iters=1000, manager=manager
@@ -93,16 +100,18 @@ def report(options: argparse.Namespace, results: dict[tuple[str, str, int | None
     """Markdown of what has been measured so far."""
     import torch
 
+    most = f" --most {options.most}" if options.most else ""
     command = f"python benchmarks/standard_tasks.py --model {Path(options.model).name} --dtype {options.dtype}"
+    command += f" --limit {options.limit} --mmlu-limit {options.mmlu_limit}{most} --threads {options.threads}"
     lines = [
-        f"`{command} --limit {options.limit} --threads {options.threads}` on {platform.machine()}, torch "
+        f"`{command}` on {platform.machine()}, torch "
         f"{torch.__version__}. Values with standard errors by lm-eval's definitions; processor seconds of all threads.",
         "",
         "| task | metric | n | value | processor s | wall s | peak MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for (task, engine, limit), scores in results.items():
-        if engine == OURS and (limit is None or task == "mmlu"):
+        if engine == OURS and limit == (20 if task == "mmlu" else options.most):
             metric, value, error, n = main_value(scores, task)
             shots = "5-shot" if task == "mmlu" else "0-shot"
             cells = [f"{task}, {shots}", metric, f"{n:,}", percent(value, error)]
@@ -145,6 +154,10 @@ def main() -> None:
     parser.add_argument("--work", required=True, help="folder of the results of single tasks")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--limit", type=int, default=100, help="questions of a SuperGLUE task for both engines")
+    parser.add_argument("--mmlu-limit", type=int, default=20, help="questions of an MMLU subject for both engines")
+    parser.add_argument(
+        "--most", type=int, help="questions of a SuperGLUE task for this library's engine; default: all"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out")
     parser.add_argument("--child", nargs=3, metavar=("TASK", "ENGINE", "LIMIT"), help=argparse.SUPPRESS)

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import pytest
 import yaml
 from conftest import REPOSITORY, make_llama, make_tokenizer, write_jsonl
-from pages import DOCS, page_id, pages
+from doc_pages import DOCS, page_id, pages
 
 import multilora
 from multilora.cli.app import app

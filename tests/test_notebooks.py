@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import nbformat
 import pytest
-from pages import DOCS, page_id
+from doc_pages import DOCS, page_id
 
 NOTEBOOKS = sorted(DOCS.rglob("*.ipynb"))
 

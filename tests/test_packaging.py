@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from oldest import lowest_versions
-from pages import DOCS, script
+from doc_pages import DOCS, script
 
 import multilora
 

@@ -1,4 +1,4 @@
-"""Every code block of the documentation works: see `pages.py`."""
+"""Every code block of the documentation works: see `doc_pages.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import typer
 import yaml
 from conftest import write_jsonl
-from pages import LANGUAGES, Block, blocks, commands, given, missing_lines, page_id, pages
+from doc_pages import LANGUAGES, Block, blocks, commands, given, missing_lines, page_id, pages
 
 import multilora
 from multilora.cli import main

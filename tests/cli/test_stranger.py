@@ -52,7 +52,7 @@ def test_from_a_csv_file_to_an_export(multilora_command, tmp_path):
     done = run("init", "--data", "words.csv", "--base", "nano", "--goal", "try")
     assert "words: 60 records, fixed responses" in done.stdout
     done = run("train", "recipe.yaml")
-    assert done.stderr.startswith("base nano, device ")
+    assert "base nano, device " in done.stderr
     assert "next: multilora eval" in done.stdout
     scores = json.loads(run("eval", "runs/first", "--json").stdout)
     assert scores["after"]["words"]["loss"] < scores["before"]["words"]["loss"]

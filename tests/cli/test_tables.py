@@ -53,8 +53,8 @@ def test_forms():
         return fitting_tables(COLUMNS, ROWS, limit, keys)
 
     assert len(form(80)) == 1
-    assert len(form(69)) == 1
-    assert [[str(column.header) for column in table.columns] for table in form(64)] == [
+    assert len(form(64)) == 1
+    assert [[str(column.header) for column in table.columns] for table in form(60)] == [
         ["task", "metric", "n", "before"],
         ["task", "metric", "after"],
     ]

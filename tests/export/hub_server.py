@@ -62,7 +62,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             elif not hub.accepts:
                 self._answer({"error": "Internal error"}, 500)
             elif re.search(r"/preupload/", self.path):
-                files = [{"path": item["path"], "uploadMode": "regular"} for item in json.loads(body)["files"]]
+                files = [
+                    {"path": item["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                    for item in json.loads(body)["files"]
+                ]
                 self._answer({"files": files})
             elif re.search(r"/commit/", self.path):
                 for line in body.decode().splitlines():

@@ -9,7 +9,7 @@ from conftest import make_gpt_oss, make_qwen3_moe, randomise
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from multilora import MultiLoraConfig, convert_to_lora, export_lora
-from multilora.analysis.spectrum import adapter_spectrum
+from multilora.analysis.analyze import spectrum_of
 from multilora.errors import AdapterError
 from multilora.peft_method import ParamWrapper
 
@@ -119,7 +119,7 @@ def test_two_adapters_exported_as_lora(tmp_path, make):
 def test_the_spectrum_of_each_expert_equals_that_of_the_dense_update(tmp_path, make):
     model = get_peft_model(make(), config())
     randomise(model)
-    matrices = {m.name: m for m in adapter_spectrum(model, "multilora").matrices}
+    matrices = {m.name: m for m in spectrum_of(model).matrices}
     assert len(matrices) == 2 * (1 + 2 * 4)
     experts = model.get_base_model().model.layers[0].mlp.experts
     dense = torch.linalg.svdvals(experts.get_delta_weight("default")[1].double())
@@ -127,7 +127,7 @@ def test_the_spectrum_of_each_expert_equals_that_of_the_dense_update(tmp_path, m
     assert spectrum.kind == experts.parameter_name
     torch.testing.assert_close(torch.tensor(spectrum.singular_values), dense[:6].float(), rtol=1e-4, atol=1e-5)
     lora = PeftModel.from_pretrained(make(), export_lora(model, tmp_path / "lora"))
-    for matrix in adapter_spectrum(lora, "lora").matrices:
+    for matrix in spectrum_of(lora).matrices:
         assert matrix.singular_values == pytest.approx(matrices[matrix.name].singular_values, rel=1e-4, abs=1e-6)
 
 

@@ -11,6 +11,7 @@ import yaml
 import multilora
 from multilora.analysis.compare import Options
 from multilora.study.load import Study
+from multilora.study.subspaces import compare_finals
 from multilora.study.worker import run_study
 
 
@@ -48,11 +49,12 @@ def make_study(recipe: dict[str, Any], folder: Path) -> Path:
     file = folder / "study.yaml"
     file.write_text(yaml.safe_dump(values))
     run_study(Study.load(file))
+    compare_finals(folder / "study")
     return folder / "study"
 
 
 def specifications(page: Path) -> dict[str, Any]:
     """The charts of a page by name."""
     text = page.read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text.split('id="charts">', 1)[1].split("</script>", 1)[0])
+    found: dict[str, Any] = json.loads(text.split('id="report-data">', 1)[1].split("</script>", 1)[0])
     return found

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import re
+from importlib.resources import files
 
 import pytest
 
@@ -12,6 +15,7 @@ from multilora.charts.chart import Chart, Selector
 from multilora.charts.files import can_draw, draw, write_charts
 from multilora.charts.styles import COLOURS, OTHERS, SERIES, method_styles
 from multilora.errors import InputError
+from multilora.report.page import BUNDLE
 
 PAGES = ("#ffffff", "#14171a")  # as in report.css
 
@@ -37,6 +41,16 @@ def test_a_method_keeps_its_style_in_any_company():
     assert len({(style.colour, *style.dash) for style in many.values()}) == 5
     twelve = method_styles({f"multilora {index}": "multilora" for index in range(8)})
     assert len({(style.colour, style.shape) for style in twelve.values()}) == 8
+
+
+def test_the_vendored_files_are_those_of_the_table():
+    folder = files("multilora.charts") / "vendor"
+    table = (folder / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+\.js) \|.*BSD-3-Clause, (\S+) \| ([0-9a-f]{64}) \|$", table, re.MULTILINE)
+    assert {name for name, _, _ in rows} == set(BUNDLE)
+    for name, licence, digest in rows:
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+        assert "Redistribution and use" in (folder / licence).read_text(encoding="utf-8")
 
 
 def example(**options):

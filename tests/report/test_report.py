@@ -98,6 +98,11 @@ def test_the_report_of_a_study_has_its_numbers(study):
     results = json.loads((study / "results" / "results.json").read_text())
     charts = specifications(study / "report.html")
     assert {"final_scores", "differences", "task_changes", "search", "forgetting", "training_loss"} <= set(charts)
+    pairs = {row["pair"] for row in charts["similarity"]["data"]["values"]}
+    assert pairs == {
+        "multilora 2x1, seed 0 – lora r=2, seed 0",
+        *(f"{method}, seed 0 – {method}, seed 1" for method in ("lora r=2", "multilora 2x1")),
+    }
     trials = {(row["method"], row["tried"]): row["loss"] for row in charts["search"]["data"]["values"]}
     expected = {
         (item["method"], item["setting"]["training.learning_rate"]): item["macro_loss"]

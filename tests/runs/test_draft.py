@@ -115,6 +115,11 @@ def test_columns_that_say_nothing(tmp_path):
     assert keys == {"prompt": "{{ a }}", "response": "{{ b }}, {{ c }}"}
     with pytest.raises(DataError, match="--response: no column 'd'"):
         guess_task(path, "a", "d")
+    spaced = str(write_jsonl(tmp_path / "spaced.jsonl", [{"my text": "a", "label": "b"}] * 2))
+    with pytest.raises(DataError, match="cannot tell which column"):
+        guess_task(spaced)
+    with pytest.raises(DataError, match="templates cannot name the column 'my text'; rename it"):
+        guess_task(spaced, "my text", "label")
 
 
 def test_files_patterns_and_folders(tmp_path):

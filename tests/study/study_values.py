@@ -66,7 +66,8 @@ def results_of(study: Study) -> dict[str, Any]:
     """The results without what differs between two runs of the same cell: time and memory."""
     results = json.loads((study.path / "results" / "results.json").read_text())
     measured = ("seconds", "peak_memory")
-    for item in [results["base"], *results["methods"].values(), *results["runs"]]:
+    single = [] if results["single_task"] is None else [results["single_task"]["summary"]]
+    for item in [results["base"], *results["methods"].values(), *single, *results["runs"]]:
         for key in measured:
             item.pop(key, None)
     return results

@@ -6,7 +6,10 @@ import copy
 import csv
 import errno
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -16,8 +19,11 @@ from study_values import cells_of, results_of, study_values
 
 import multilora
 from multilora.errors import RunError, StoppedError
+from multilora.files import write_json
 from multilora.study import execute, worker
-from multilora.study.folder import CellResult, write_result
+from multilora.study.attempts import counted_attempt
+from multilora.study.estimate import estimate
+from multilora.study.folder import CellResult, write_failure, write_result
 from multilora.study.load import Study
 from multilora.study.search import all_cells, choose
 from multilora.study.status import study_status
@@ -79,7 +85,8 @@ def test_a_finished_study(finished):
     methods = results["methods"]
     expected = methods["multilora"]["macro_loss"]["mean"] - methods["lora"]["macro_loss"]["mean"]
     assert compared["loss", "macro"]["difference"] == pytest.approx(expected)
-    assert compared["score", "macro"]["over"] == "seeds and items"
+    assert all(item["over"] == "seeds and items" for key, item in compared.items() if key[0] != "forgetting")
+    assert compared["forgetting", ""]["over"] == "seeds"
     assert results["notes"] == [
         f"{method}: the chosen training.learning_rate {values['setting']['training.learning_rate']} is at the edge of "
         "its grid; a better value may lie outside"
@@ -90,8 +97,9 @@ def test_a_finished_study(finished):
 def test_tables(finished):
     folder = Path(finished["output_dir"]) / "results"
     rows = list(csv.DictReader((folder / "runs.csv").open()))
-    assert len(rows) == 8
+    assert [row["stage"] for row in rows] == ["base", *["trial", "trial", "final", "final"] * 2]
     assert all(float(row["forgetting"]) > 0 and float(row["loss even"]) > 0 for row in rows)
+    assert all(row["training.learning_rate"] and row["steps"] == "2" and row["tokens"] for row in rows[1:])
     summary = (folder / "summary.md").read_text()
     widths = {line.count("|") for line in summary.split("##")[0].splitlines() if line.startswith("|")}
     assert len(widths) == 1
@@ -236,3 +244,143 @@ def test_single_cells_for_other_schedulers(copied):
     assert run_one(study, cell.id) is None
     assert [item.id for item in worker.open_cells(cells)] == []
     assert run_one(study, final.id) is None
+
+
+@pytest.fixture(scope="module")
+def with_single_tasks(finished, tmp_path_factory):
+    """The values of the finished study, after LoRA was also trained on every task alone."""
+    folder = tmp_path_factory.mktemp("single") / "study"
+    shutil.copytree(finished["output_dir"], folder)
+    values = {**copy.deepcopy(finished), "output_dir": str(folder), "single_task": "lora"}
+    assert run_study(Study.load(values)).count("finished") == 13
+    return values
+
+
+def test_single_task_runs_are_trained_on_one_task_and_scored_on_all(with_single_tasks, finished):
+    cells = cells_of(with_single_tasks)
+    singles = [cell for cell in all_cells(cells) if cell.stage == "single"]
+    assert [(cell.trained_on, cell.seed) for cell in singles] == [("even", 0), ("echo", 0), ("even", 1), ("echo", 1)]
+    setting = choose(cells, "lora").setting
+    for cell in singles:
+        (final,) = [cell_ for cell_ in cells.finals("lora", setting) if cell_.seed == cell.seed]
+        run = multilora.Run(cell.path)
+        assert [task.name for task in run.recipe.tasks] == [cell.trained_on]
+        assert run.recipe.training["learning_rate"] == setting["training.learning_rate"]
+        assert run.recipe.training["seed"] == run.recipe.mixture.seed == cell.seed
+        (alone,) = json.loads((cell.path / "plan" / "plan.json").read_text())["tasks"]
+        mixed = {task["name"]: task for task in json.loads((final.path / "plan" / "plan.json").read_text())["tasks"]}
+        missing = alone["examples"] - mixed[cell.trained_on]["examples"]
+        assert 0 <= missing < 4  # rounded up to full steps of four
+    results, before = results_of(Study.load(with_single_tasks)), results_of(Study.load(finished))
+    assert all(results[key] == before[key] for key in ("base", "methods", "differences", "notes", "tasks"))
+    runs = [run for run in results["runs"] if run["stage"] == "single"]
+    assert all(set(run["scores"]) == {"even", "echo"} and run["forgetting"] > 0 for run in runs)
+
+
+def test_the_transfer_matrix_and_the_mixture_against_one_adapter_per_task(with_single_tasks):
+    results = results_of(Study.load(with_single_tasks))
+    single = results["single_task"]
+    losses = {
+        (run["trained_on"], run["seed"], task): run["scores"][task]["loss"]
+        for run in results["runs"]
+        if run["stage"] in ("single", "final") and run["method"] == "lora"
+        for task in results["tasks"]
+    }
+    assert len(losses) == 3 * 2 * 2
+    for item in single["transfer"]:
+        values = [losses[item["trained_on"], seed, item["scored_on"]] for seed in (0, 1)]
+        assert item["loss"]["mean"] == pytest.approx(sum(values) / 2)
+        assert item["loss"]["sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+        assert item["base"]["loss"] == results["base"]["scores"][item["scored_on"]]["loss"]
+        assert item["mixture"]["loss"] == results["methods"]["lora"]["losses"][item["scored_on"]]
+    pairs = [(item["trained_on"], item["scored_on"]) for item in single["transfer"]]
+    assert pairs == [("even", "even"), ("even", "echo"), ("echo", "even"), ("echo", "echo")]
+    for task in results["tasks"]:
+        own = [losses[task, seed, task] for seed in (0, 1)]
+        assert single["summary"]["losses"][task]["mean"] == pytest.approx(sum(own) / 2)
+        (item,) = [
+            item
+            for item in single["differences"]
+            if (item["method"], item["quantity"], item["task"]) == ("lora", "loss", task)
+        ]
+        expected = sum(losses[None, seed, task] - losses[task, seed, task] for seed in (0, 1)) / 2
+        assert item["difference"] == pytest.approx(expected)
+        assert item["over"] == "seeds and items"
+        assert item["low"] <= item["difference"] <= item["high"]
+    assert {item["method"] for item in single["differences"]} == {"lora", "multilora"}
+    assert not any(item["quantity"] == "forgetting" for item in single["differences"])
+    each = results["methods"]["lora"]["trainable_parameters"]["mean"]
+    assert single["summary"]["trainable_parameters"]["mean"] == 2 * each
+
+
+def test_tables_of_single_task_runs(with_single_tasks, finished):
+    folder = Path(with_single_tasks["output_dir"]) / "results"
+    rows = list(csv.DictReader((folder / "transfer.csv").open()))
+    assert [(row["trained_on"], row["scored_on"], row["seeds"]) for row in rows][1] == ("even", "echo", "2")
+    assert all(float(row[key]) > 0 for row in rows for key in ("loss", "loss_sd", "base_loss", "mixture_loss"))
+    rows = list(csv.DictReader((folder / "runs.csv").open()))
+    assert [row["trained_on"] for row in rows if row["stage"] == "single"] == ["even", "echo", "even", "echo"]
+    references = [row["reference"] for row in csv.DictReader((folder / "differences.csv").open())]
+    assert set(references) == {"lora", "lora, one per task"}
+    methods = {row["method"] for row in csv.DictReader((folder / "methods.csv").open())}
+    assert methods == {"lora", "multilora", "lora, one per task"}
+    summary = (folder / "summary.md").read_text()
+    for part in summary.split("##"):
+        assert len({line.count("|") for line in part.splitlines() if line.startswith("|")}) <= 1
+    assert "## The mixture against one adapter per task" in summary
+    assert "| nothing (base) |" in summary
+    assert not (Path(finished["output_dir"]) / "results" / "transfer.csv").exists()
+
+
+def test_single_task_runs_are_skipped_resumed_listed_and_estimated(with_single_tasks, tmp_path, executed):
+    values = {**with_single_tasks, "output_dir": str(tmp_path / "copy")}
+    shutil.copytree(with_single_tasks["output_dir"], values["output_dir"])
+    study = Study.load(values)
+    run_study(study)
+    assert executed == []
+    cells = cells_of(values)
+    singles = [cell for cell in all_cells(cells) if cell.stage == "single"]
+    shutil.rmtree(singles[1].path)
+    assert [cell.id for cell in worker.open_cells(cells)] == [singles[1].id]
+    assert run_one(study, singles[1].id) is None
+    finals = cells.finals("lora", choose(cells, "lora").setting)
+    for final in finals:
+        (final.path / "cell.json").rename(final.path / "kept.json")
+    status = study_status(cells)
+    assert (len(status.cells), status.unknown_single_task, status.total) == (9, 4, 13)
+    seconds = [item.seconds for item in status.cells if item.cell.stage == "trial" and item.cell.method == "lora"]
+    # Two final runs, and four runs on one of two tasks, which take half as long.
+    assert status.remaining_seconds == pytest.approx(4 * sum(seconds) / len(seconds))
+    *_, single = estimate(study)
+    assert (single.label, single.id) == ("lora on every task alone (4 runs)", None)
+    assert single.seconds == pytest.approx(2 * sum(seconds) / len(seconds))
+    (finals[0].path / "kept.json").rename(finals[0].path / "cell.json")
+    write_failure(finals[1], RunError("diverged"))
+    status = study_status(cells)
+    assert (len(status.cells), status.unknown_single_task, status.total) == (11, 0, 11)
+
+
+def test_a_cell_that_kills_its_process_fails_after_three_attempts(copied, monkeypatch):
+    study, cell = Study.load(copied), cells_of(copied).trials["lora"][0][0]
+    shutil.rmtree(cell.path)
+    attempts = study.path / "claims" / cell.id / "attempts.json"
+
+    def die(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "train", die)
+        for count in (1, 2, 3):
+            process = multiprocessing.get_context("fork").Process(target=execute.run_cell, args=(study, cell))
+            process.start()
+            process.join(60)
+            assert process.exitcode == -signal.SIGKILL
+            assert json.loads(attempts.read_text())["attempts"] == count
+    reached = json.loads(attempts.read_text())["reached"]
+    assert "died 3 times without an error and without progress" in execute.run_cell(study, cell)
+    assert study_status(cells_of(copied)).count("failed") == 1
+    assert run_study(study, retry_failed=True).count("finished") == 9
+    assert not attempts.exists()
+    write_json(attempts, {"attempts": 3, "reached": reached})  # the cell is further by now
+    with counted_attempt(study.path, cell):
+        assert json.loads(attempts.read_text())["attempts"] == 1

@@ -55,6 +55,7 @@ def changed(values, path, value):
         (("seeds",), [3, 3], "3 is listed 2 times"),
         (("seeds",), [-1], "-1, expected whole numbers"),
         (("reference",), "lore", r"'lore' is not one of the methods lora, multilora \(did you mean 'lora'\?\)"),
+        (("single_task",), "lore", r"single_task: 'lore' is not one of the methods lora, multilora \(did you mean"),
         (("forgetting", "path"), "gone.txt", "forgetting.path: no file"),
         (("forgetting", "path"), None, "forgetting.path: missing"),
         (("recipe", "data", "packin"), True, "recipe: data.packin: unknown key"),
@@ -74,6 +75,13 @@ def test_all_problems_at_once(values):
     with pytest.raises(RecipeError) as caught:
         Study.load(values)
     assert len(caught.value.problems) == 3
+
+
+def test_one_task_alone_is_the_mixture(values):
+    values["single_task"] = "lora"
+    del values["recipe"]["tasks"][1]
+    with pytest.raises(RecipeError, match="single_task: the recipe has one task"):
+        Study.load(values)
 
 
 def test_best_weights_need_a_validation_split(values):
@@ -102,6 +110,7 @@ def test_ids_do_not_depend_on_places_names_and_logs(values, tmp_path):
     moved = json.loads(json.dumps(values).replace(str(tmp_path / "data"), str(tmp_path / "moved")))
     moved["recipe"]["training"]["logging_steps"] = 7
     moved["recipe"]["data"]["num_proc"] = 2
+    moved["recipe"]["loss"] = {"interference_every": 5}
     moved["methods"] = {"other name": moved["methods"]["lora"], "multilora": moved["methods"]["multilora"]}
     moved["methods"]["multilora"]["grid"] = {"training.learning_rate": [0.001, 0.01]}  # texts before
     assert [cell.id for cell in all_cells(cells_of(moved))] == ids

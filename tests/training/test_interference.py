@@ -158,7 +158,8 @@ def test_what_is_not_supported_is_refused_and_nothing_is_written(recipe):
 
 def train(rank, folder, recipe, size=1):
     options = [f"output_dir={folder / f'batch-{size}'}", "loss.interference_every=1", "data.num_proc=1"]
-    options += [f"training.per_device_train_batch_size={size}", "training.use_cpu=true", "data.packing=true", "data.max_length=256"]
+    options += [f"training.per_device_train_batch_size={size}", "training.use_cpu=true"]
+    options += ["data.packing=true", "data.max_length=256"]
     return multilora.train(recipe, options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,8 +99,12 @@ def compare_updates(
     if out is not None:
         check_free(Path(out))
     opened = [open_updates(source, base=base) for source in sources]
-    other = None if against is None else open_updates(against, base=base)
-    analysis = analyze_updates(opened, other, options)
+    labels = [source.label for source in opened]
+    pairs = list(itertools.combinations(labels, 2))
+    if against is not None:
+        opened.append(open_updates(against, base=base))
+        pairs = [(label, opened[-1].label) for label in labels]
+    analysis = analyze_updates(opened, pairs, options)
     if out is not None:
         with atomic_folder(Path(out)) as folder:
             write_json(folder / ANALYSIS_FILE, analysis.as_dict())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -91,13 +90,13 @@ class Analysis:
 
 
 def analyze_updates(
-    sources: Sequence[UpdateSource], against: UpdateSource | None = None, options: Options | None = None
+    sources: Sequence[UpdateSource], pairs: Sequence[tuple[str, str]] = (), options: Options | None = None
 ) -> Analysis:
     """Compute the spectra of several updates, and the similarity of pairs.
 
     Args:
         sources: with different labels, of models with the same base
-        against: compare each of `sources` with this one; by default, every two of them are compared
+        pairs: labels of those to compare
         options: what is computed
 
     Raises:
@@ -105,19 +104,17 @@ def analyze_updates(
         AdapterError: an update cannot be computed, or the base is missing for what was asked.
     """
     options = options or Options()
-    everything = [*sources, *([] if against is None else [against])]
-    labels = [source.label for source in everything]
+    labels = [source.label for source in sources]
     if len(set(labels)) < len(labels):
         raise InputError(f"{', '.join(labels)}: a model is given twice; give each once")
-    pairs = list(itertools.combinations(labels, 2)) if against is None else [(s.label, against.label) for s in sources]
     spectra: dict[str, list[MatrixSpectrum]] = {label: [] for label in labels}
     similar: dict[tuple[str, str], list[MatrixSimilarity]] = {pair: [] for pair in pairs}
-    names = list(dict.fromkeys(name for source in everything for name in source.names))
-    known = {source.label: set(source.names) for source in everything}
+    names = list(dict.fromkeys(name for source in sources for name in source.names))
+    known = {source.label: set(source.names) for source in sources}
     with progress("analysing", len(names)) as advance:
         for name in names:
             found: dict[str, dict[str, Decomposition]] = {}
-            for source in everything:
+            for source in sources:
                 if name not in known[source.label]:
                     continue
                 found[source.label] = {}
@@ -129,10 +126,10 @@ def analyze_updates(
                 first, second = (found.get(label, {}) for label in pair)
                 similar[pair] += _similarities(pair, first, second)
             advance()
-    methods = {source.label: source.method for source in everything}
+    methods = {source.label: source.method for source in sources}
     spectrums = {label: Spectrum(methods[label], matrices) for label, matrices in spectra.items()}
     similarities = [Similarity(*pair, matrices) for pair, matrices in similar.items()]
-    return Analysis(spectrums, similarities, list(_notes(everything, similarities)))
+    return Analysis(spectrums, similarities, list(_notes(sources, similarities)))
 
 
 def _intruders(update: Update, options: Options) -> IntruderMeasures | None:

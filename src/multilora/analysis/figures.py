@@ -24,7 +24,7 @@ from multilora.charts.chart import Chart, Row, Selector
 from multilora.charts.styles import method_scales
 
 LONGEST = 64  # singular values per matrix that are drawn
-FLOOR = 1e-6  # smaller shares of the largest singular value are rounding errors of the weights
+FLOOR = 1e-6  # smaller shares of the largest singular value are rounding errors of the weights; they are not drawn
 MEASURES = {
     "top1_energy": "energy in the top 1",
     "top4_energy": "energy in the top 4",
@@ -65,9 +65,10 @@ def singular_values_chart(spectra: Spectra) -> Chart:
                 "kind": matrix["kind"],
                 "name": matrix["name"],
                 "number": number,
-                "share": max(value / values[0], FLOOR),
+                "share": value / values[0],
             }
             for number, value in enumerate(values, 1)
+            if value > FLOOR * values[0]
         ]
     view = {
         "mark": {"type": "line", "strokeWidth": 2, "tooltip": True},

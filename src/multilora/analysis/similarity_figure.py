@@ -35,13 +35,14 @@ def similarity_chart(similarities: Sequence[Mapping[str, Any]]) -> Chart:
     pairs = list(dict.fromkeys(str(row["pair"]) for row in rows))
     kinds = list(dict.fromkeys(str(row["kind"]) for row in rows))
     layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
+    scale, legend = {"scheme": "viridis", "domain": [0, 1]}, {"orient": "top", "gradientLength": 180}
     axis = {"type": "ordinal", "axis": {"labelAngle": 0}}
     mean = {"field": "mean_phi", "type": "quantitative"}
     view = {
         "layer": [
             {
                 "mark": {"type": "rect", "tooltip": True},
-                "encoding": {"color": {**mean, "title": "phi", "scale": {"scheme": "viridis", "domain": [0, 1]}}},
+                "encoding": {"color": {**mean, "title": "phi", "scale": scale, "legend": legend}},
             },
             {
                 "mark": {"type": "text", "fontSize": 11},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
+from multilora.errors import InputError
 from multilora.export.merged.base_files import base_files
 from multilora.export.merged.names import Names, NotByShardsError
 from multilora.export.merged.shards import BaseWeights
 from multilora.export.sources.base import empty_base
 from multilora.modeling import model_source
 from multilora.recipe.schema import ModelSection
+
+logger = logging.getLogger(__name__)
 
 
 class Weights(Protocol):
@@ -109,13 +113,17 @@ def linear_names(model: Any) -> list[str]:
 
 
 def find_weights(section: ModelSection, task_type: str | None, config: Any = None) -> StoredWeights | None:
-    """Open the weights of a base if they are on this machine; None if not, or if they cannot be read one at a time."""
+    """Open the weights of a base if they are on this machine; None if not, or if they cannot be read one at a time.
+
+    For an update that is known without its base, so a base that cannot be used is only a warning.
+    """
     source = model_source(section)
     if not Path(source).is_dir() and not _is_cached(source, section.revision):
         return None
     try:
         return StoredWeights(section, task_type, config)
-    except NotByShardsError:
+    except (NotByShardsError, InputError) as error:
+        logger.warning("%s: the base cannot be used, so nothing is compared with it (%s)", source, error)
         return None
 
 

@@ -56,10 +56,17 @@ def method_scales(methods: Mapping[str, str], *, shapes: bool = False) -> dict[s
     """The encoding channels `color` and `strokeDash` of a field `method`, or `color` and `shape` for points."""
     styles = method_styles(methods)
     domain = list(styles)
-    legend = {"title": None, "orient": "top", "columns": 2, "labelLimit": 260, "symbolStrokeWidth": 2.5}
-    second, values = ("shape", [style.shape for style in styles.values()])
+    legend: dict[str, object] = {
+        "title": None,
+        "orient": "top",
+        "columns": 2,
+        "labelLimit": 260,
+        "symbolStrokeWidth": 2.5,
+    }
+    values: list[object] = [style.shape if shapes else style.dash for style in styles.values()]
+    second = "shape" if shapes else "strokeDash"
     if not shapes:
-        second, values = "strokeDash", [style.dash for style in styles.values()]  # type: ignore[misc]
+        legend["symbolType"] = "stroke"
     colour = {"domain": domain, "range": [style.colour for style in styles.values()]}
     return {
         "color": {"field": "method", "type": "nominal", "scale": colour, "legend": legend},

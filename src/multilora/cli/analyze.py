@@ -9,6 +9,8 @@ import typer
 from multilora.cli.options import AsJson
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from multilora.analysis.compare import Analysis, Similarity
     from multilora.analysis.spectrum import Spectrum
 
@@ -28,7 +30,7 @@ SHOWN_PHI = (1, 4, 8, 16)
 def analyze(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="A run; or runs, PEFT adapters, fine-tuned models, hub names."),
+        typer.Argument(metavar="MODEL...", help="A run or a study; or adapters, fine-tuned models, hub names."),
     ],
     against: Annotated[
         str | None, typer.Option("--against", metavar="MODEL", help="Compare each with this one, not with each other.")
@@ -81,6 +83,9 @@ def _one(model: str, base: str | None, intruders: bool, randomised: int | None, 
     is_run = (path / RECIPE_FILE).exists()
     if is_run or (base is None and not path.exists()):
         Run(path)  # before the seconds that importing torch takes
+    if (path / "study.yaml").is_file() and not is_run:
+        _study(path, json)
+        return
     from multilora.analysis.analyze import ANALYSIS_FOLDER
     from multilora.analysis.analyze import analyze as analyze_model
     from multilora.analysis.compare import Options
@@ -98,6 +103,22 @@ def _one(model: str, base: str | None, intruders: bool, randomised: int | None, 
         print(f"next: multilora report {path}")
         if not can_draw():
             print("no images: vl-convert is not installed (pip install multilora[report])")
+
+
+def _study(path: Path, json: bool) -> None:
+    from multilora.cli.show import show_json
+    from multilora.study.subspaces import SIMILARITY_FILE, compare_finals
+
+    analysis = compare_finals(path)
+    if json:
+        show_json(analysis.as_dict())
+        return
+    for similarity in analysis.similarities:
+        if similarity.matrices:
+            _show_similarity(similarity)
+    for note in analysis.notes:
+        print(note)
+    print(f"numbers: {path / SIMILARITY_FILE}\nnext: multilora report {path}")
 
 
 def _show(analysis: Analysis) -> None:

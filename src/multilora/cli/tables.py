@@ -76,7 +76,8 @@ def _fits(part: Sequence[int], columns: Sequence[str], rows: Rows, limit: int, k
 
 def _part(part: Sequence[int], columns: Sequence[str], rows: Rows, keys: int) -> Table:
     indices = [*range(keys), *part]
-    return _compact([columns[index] for index in indices], [[row[index] for index in indices] for row in rows])
+    kept = [row for row in rows if row[0] or any(row[index] for index in part)]
+    return _compact([columns[index] for index in indices], [[row[index] for index in indices] for row in kept])
 
 
 def _full(columns: Sequence[str], rows: Rows) -> Table:

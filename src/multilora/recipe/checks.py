@@ -114,6 +114,10 @@ def _check_optimizer(recipe: RecipeSchema) -> Iterator[str]:
         value = getattr(recipe.optimizer, key)
         if value != 1 and method not in methods:
             yield f"optimizer.{key}: {value} has no effect with adapter.method `{method}`; leave it out"
+    if recipe.optimizer.muon and method not in ("multilora", "lora"):
+        yield f"optimizer.muon is for adapter.method `multilora` and `lora`, not `{method}`; leave it out"
+    if recipe.optimizer.muon and "optim" in recipe.training:
+        yield f"optimizer.muon and training.optim ({recipe.training['optim']}) both set the optimizer; keep one"
 
 
 def _check_model(section: ModelSection) -> Iterator[str]:

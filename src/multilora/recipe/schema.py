@@ -205,6 +205,7 @@ class OptimizerSection(Section):
     up_lr_factor: float = Field(
         1.0, gt=0, description="learning rate of the up-projections B divided by training.learning_rate (LoRA+)"
     )
+    muon: bool = Field(False, description="Muon, not AdamW, for every branch's factors A and B (multilora and lora)")
 
 
 class LossSection(Section):

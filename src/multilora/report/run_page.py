@@ -15,6 +15,7 @@ from multilora.errors import DataError, RunDirectoryError
 from multilora.report.page import Block, Facts, Figure, Heading, Page, Section, Table, Text, Unfold
 from multilora.report.samples import examples, read_pairs, shown_pairs
 from multilora.report.score_charts import before_after_chart, before_after_table, spectrum_table
+from multilora.report.task_charts import interference_chart
 from multilora.report.texts import number, percent, seconds
 from multilora.report.training_charts import evaluations_chart, learning_rate_chart, losses_chart, shares_chart
 from multilora.runs.directory import Run
@@ -87,6 +88,9 @@ def _training(run: Run) -> list[Block]:
     for chart in (losses_chart(run.metrics, tasks), learning_rate_chart(run.metrics)):
         if chart.rows:
             blocks.append(Figure(chart))
+    interference = interference_chart(run.metrics, tasks)
+    if interference.rows:
+        blocks.append(Figure(interference))
     evaluations = read_lines(run.path / "evaluations.jsonl")
     if evaluations:
         blocks.insert(1, Figure(evaluations_chart(evaluations)))

@@ -13,9 +13,9 @@ from multilora.report.training_charts import ALL_TASKS
 Results = Mapping[str, Any]
 MACRO = "macro"
 QUANTITIES = {
-    "score": ("difference of the score in percentage points", 100.0),
-    "loss": ("difference of the loss in nats per token", 1.0),
-    "forgetting": ("difference of the loss on other text in nats per token", 1.0),
+    "score": ("score, percentage points", 100.0),
+    "loss": ("loss, nats per token", 1.0),
+    "forgetting": ("forgetting, nats per token", 1.0),
 }
 
 
@@ -123,51 +123,6 @@ def differences_chart(results: Results, methods: Mapping[str, str]) -> Chart:
     )
 
 
-def interference_chart(results: Results) -> Chart:
-    """How each method changes each task, against the base, as a heatmap."""
-    base = results["base"]
-    rows: list[Row] = []
-    for method, values in results["methods"].items():
-        for task, score in values["scores"].items():
-            before = None if base is None else base["scores"].get(task, {}).get("value")
-            if score is not None and before is not None:
-                rows.append({"method": method, "task": task, "change": 100 * (score["mean"] - before)})
-    largest = max((abs(row["change"]) for row in rows), default=1.0) or 1.0
-    encoding = {
-        "x": {"field": "task", "type": "nominal", "title": None, "sort": None, "axis": {"labelAngle": -30}},
-        "y": {"field": "method", "type": "nominal", "title": None, "sort": None},
-    }
-    scale = {"scheme": "blueorange", "reverse": True, "domain": [-largest, largest], "domainMid": 0}
-    is_dark = {"test": f"abs(datum.change) > {0.6 * largest}", "value": "white"}
-    view = {
-        "encoding": encoding,
-        "layer": [
-            {
-                "mark": {"type": "rect", "tooltip": True},
-                "encoding": {
-                    "color": {"field": "change", "type": "quantitative", "scale": scale, "title": "percentage points"}
-                },
-            },
-            {
-                "mark": {"type": "text", "fontSize": 12},
-                "encoding": {
-                    "text": {"field": "change", "type": "quantitative", "format": "+.1f"},
-                    "color": {"condition": is_dark, "value": "black"},
-                },
-            },
-        ],
-    }
-    return Chart(
-        "task_changes",
-        "Change of each task against the base",
-        "Mean score of the final runs minus the score of the base, in percentage points: positive where the mixture "
-        "helps a task, negative where it harms it.",
-        rows,
-        view,
-        height=max(100, 44 * len(results["methods"])),
-    )
-
-
 def search_chart(results: Results, methods: Mapping[str, str]) -> Chart:
     """What every trial of the search reached, against the searched value."""
     rows: list[Row] = []
@@ -185,10 +140,18 @@ def search_chart(results: Results, methods: Mapping[str, str]) -> Chart:
                 if isinstance(value, int | float)
             ]
     keys = list(dict.fromkeys(str(row["key"]) for row in rows))
+    scale = {"type": "log", "nice": False}
+    ticks = {"format": "~g", "tickCount": 5, "labelSeparation": 8}
     view = {
         "mark": {"type": "line", "strokeWidth": 2, "point": {"size": 60}, "tooltip": True},
         "encoding": {
-            "x": {"field": "tried", "type": "quantitative", "scale": {"type": "log"}, "title": "tried value"},
+            "x": {
+                "field": "tried",
+                "type": "quantitative",
+                "scale": scale,
+                "title": "tried value",
+                "axis": ticks,
+            },
             "y": {
                 "field": "loss",
                 "aggregate": "mean",
@@ -223,7 +186,7 @@ def forgetting_chart(results: Results, methods: Mapping[str, str]) -> Chart:
     """Forgetting against task loss, rank and intruder dimensions, one point per run."""
     rows: list[Row] = []
     for run in results["runs"]:
-        if run.get("forgetting") is None:
+        if run.get("forgetting") is None or run["method"] not in methods or run["stage"] not in ("trial", "final"):
             continue
         found = {**(run.get("spectrum") or {}), "macro_loss": run["macro_loss"], "intruders": run.get("intruders")}
         rows += [

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from multilora.analysis.similarity_figure import similarity_chart
 from multilora.errors import InputError, RunDirectoryError
 from multilora.report.comparison_page import spectra_figures
 from multilora.report.page import Block, Facts, Figure, Page, Section, Table, Text, Unfold
@@ -17,15 +18,15 @@ from multilora.report.study_charts import (
     differences_chart,
     final_scores_chart,
     forgetting_chart,
-    interference_chart,
     search_chart,
 )
+from multilora.report.task_charts import task_changes_chart, transfer_chart
 from multilora.report.training_charts import method_losses_chart, shares_chart
 from multilora.runs.directory import Run
 from multilora.study.cells import CELLS
-from multilora.study.tables import RESULTS, difference_table, method_table
-
-STUDY_FILE, RESULTS_FILE = "study.yaml", f"{RESULTS}/results.json"
+from multilora.study.single_task_tables import single_task_table, transfer_table
+from multilora.study.subspaces import RESULTS_FILE, SIMILARITY_FILE, STUDY_FILE
+from multilora.study.tables import difference_table, method_table
 
 
 def study_page(path: Path) -> Page:
@@ -38,7 +39,11 @@ def study_page(path: Path) -> Page:
     results = read_json(path / RESULTS_FILE)
     if results is None:
         raise InputError(f"{path}: has no {RESULTS_FILE} yet; run `multilora study {path / STUDY_FILE}` first")
-    for item in results["differences"]:  # JSON has no infinite bounds, which are those of a single seed
+    single = results.get("single_task") or {}
+    for item in [
+        *results["differences"],
+        *single.get("differences", []),
+    ]:  # JSON has no infinite bounds, which are those of a single seed
         item["low"], item["high"] = _or(item["low"], -math.inf), _or(item["high"], math.inf)
         item["adjusted_p_value"] = _or(item["adjusted_p_value"], math.nan)
     study = _study(path)
@@ -48,9 +53,10 @@ def study_page(path: Path) -> Page:
         Section("What was run", _facts(study, results)),
         Section("Results", _results(results, methods)),
         Section(f"Differences to {results['reference']}", _differences(results, methods)),
+        Section("Tasks alone and together", _single_task(results)),
         Section("Search", _figures(search_chart(results, methods))),
         Section("Training", _training(finals, methods, list(results["tasks"]))),
-        Section("Weight updates", spectra_figures({name: runs[0] for name, runs in finals.items() if runs})),
+        Section("Weight updates", _updates(path, finals)),
         Section("Forgetting", _figures(forgetting_chart(results, methods))),
         Section("Data", _data(finals)),
         Section("Study file and environment", _origin(path, finals)),
@@ -110,7 +116,7 @@ def _results(results: Mapping[str, Any], methods: Mapping[str, str]) -> list[Blo
         "nats per token; settings were chosen on the validation split"
     )
     blocks: list[Block] = [Table(caption, *method_table(results))]
-    return [*blocks, *_figures(final_scores_chart(results, methods)), *_figures(interference_chart(results))]
+    return [*blocks, *_figures(final_scores_chart(results, methods)), *_figures(task_changes_chart(results))]
 
 
 def _differences(results: Mapping[str, Any], methods: Mapping[str, str]) -> list[Block]:
@@ -123,9 +129,39 @@ def _differences(results: Mapping[str, Any], methods: Mapping[str, str]) -> list
     return [Table(caption, *difference_table(results)), *_figures(differences_chart(results, methods))]
 
 
+def _single_task(results: Mapping[str, Any]) -> list[Block]:
+    single = results.get("single_task")
+    if single is None:
+        return []
+    blocks: list[Block] = []
+    if single["differences"]:
+        caption = (
+            f"Trained on the mixture, minus {single['method']} trained on every task alone with as many examples of "
+            "it; with 95 % intervals. Scores in percentage points, losses in nats per token"
+        )
+        blocks.append(Table(caption, *single_task_table(results)))
+    if single["transfer"]:
+        caption = (
+            f"Score in percent / loss in nats per token of {single['method']}, mean ± standard deviation over seeds. "
+            "Rows: what it was trained on. Columns: the task it is scored on"
+        )
+        blocks.append(Table(caption, *transfer_table(results)))
+    return [*blocks, *_figures(transfer_chart(results))]
+
+
 def _training(finals: Mapping[str, list[Run]], methods: Mapping[str, str], tasks: list[str]) -> list[Block]:
     lines = {name: [run.metrics for run in runs] for name, runs in finals.items()}
     return _figures(method_losses_chart(lines, {name: methods[name] for name in lines}, tasks))
+
+
+def _updates(path: Path, finals: Mapping[str, list[Run]]) -> list[Block]:
+    blocks = spectra_figures({name: runs[0] for name, runs in finals.items() if runs})
+    similarities = read_json(path / SIMILARITY_FILE)
+    if similarities is not None:
+        return [*blocks, *_figures(similarity_chart(similarities))]
+    if len(finals) > 1:
+        blocks.append(Text(f"How similar the updates are is not computed yet: multilora analyze {path}."))
+    return blocks
 
 
 def _data(finals: Mapping[str, list[Run]]) -> list[Block]:

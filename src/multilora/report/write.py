@@ -30,7 +30,8 @@ def report(source: Run | str | Path, out: str | Path | None = None, *, token_los
         InputError: the folder holds none of these.
     """
     from multilora.report.comparison_page import COMPARISON_FILE, comparison_page
-    from multilora.report.study_page import RESULTS_FILE, STUDY_FILE, study_page
+    from multilora.report.study_page import study_page
+    from multilora.study.subspaces import RESULTS_FILE, STUDY_FILE
 
     path = source.path if isinstance(source, Run) else Path(source)
     if isinstance(source, Run) or (path / RECIPE_FILE).exists() or not path.is_dir():

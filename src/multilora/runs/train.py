@@ -195,6 +195,7 @@ def _trainer(prepared: Prepared, path: Path, callbacks: Sequence[TrainerCallback
                 callbacks=list(callbacks),
                 scale_lr_factor=recipe.optimizer.scale_lr_factor,
                 up_lr_factor=recipe.optimizer.up_lr_factor,
+                muon=recipe.optimizer.muon,
                 loss_weighting=recipe.loss.weighting,
                 on_nonfinite=recipe.loss.on_nonfinite,
             )

@@ -22,6 +22,7 @@ from multilora.runs.candidate import Candidate
 from multilora.runs.directory import RECIPE_FILE, Run, weights_folder
 from multilora.runs.evaluate import BASE_LABEL, RUN_LABEL, score_candidates
 from multilora.runs.train import train
+from multilora.study.attempts import counted_attempt
 from multilora.study.cells import Cell
 from multilora.study.folder import CellResult, result_of, write_failure, write_result
 from multilora.study.load import Study
@@ -38,7 +39,8 @@ def run_cell(study: Study, cell: Cell) -> str | None:
         RunError: the disk is full, which is not the cell's fault; it can be continued.
     """
     try:
-        _run(study, cell)
+        with counted_attempt(study.path, cell):
+            _run(study, cell)
     except StoppedError:
         raise
     except Exception as error:
@@ -167,7 +169,9 @@ def _intruders(study: Study, cell: Cell, run: Run | None) -> dict[str, Any]:
     except AdapterError as error:
         return {"missing": str(error)}
     _write_spectrum(cell, spectrum)
-    found = spectrum.intruders() or {}
+    found = spectrum.intruders()
+    if found is None:
+        return {"missing": "the weights of the base are not known"}
     return {"value": {**found, "per_matrix": found["count"] / len(spectrum.matrices)}}
 
 

@@ -2,7 +2,7 @@
 
 study.yaml       the study, resolved                cells/<id>/              a run, and beside its files:
 results/         tables, see `study.tables`         cells/<id>/cell.json     what was measured
-claims/          locks, see `claim`, `exclusive`    cells/<id>/failed.json   why it failed
+claims/          see `claim`, `counted_attempt`     cells/<id>/failed.json   why it failed
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def result_of(cell: Cell) -> CellResult | None:
     Raises:
         RunDirectoryError: the file is damaged.
     """
-    values = _read(cell.path / RESULT_FILE)
+    values = read_values(cell.path / RESULT_FILE)
     if values is None:
         return None
     try:
@@ -67,7 +67,7 @@ def write_result(cell: Cell, result: CellResult) -> None:
 
 def failure_of(cell: Cell) -> str | None:
     """The error of a failed cell; None if it has not failed."""
-    values = _read(cell.path / FAILURE_FILE)
+    values = read_values(cell.path / FAILURE_FILE)
     return None if values is None else str(values.get("error"))
 
 
@@ -94,9 +94,14 @@ def claim(study_path: Path, cell: Cell) -> RunLock:
     Raises:
         LockHeldError: on entering; another process works on the cell.
     """
+    return RunLock(claim_folder(study_path, cell))
+
+
+def claim_folder(study_path: Path, cell: Cell) -> Path:
+    """The folder of a cell's lock; it is made here, so that it is not removed while another process opens the lock."""
     folder = study_path / "claims" / cell.id
-    folder.mkdir(parents=True, exist_ok=True)  # made here, it is not removed while another process opens its lock
-    return RunLock(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @contextmanager
@@ -138,7 +143,12 @@ def cells_on_disk(study_path: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_values(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None if there is no such file.
+
+    Raises:
+        RunDirectoryError: the file is damaged.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -97,9 +97,7 @@ def _choice_values(choice: Choice | None) -> dict[str, Any]:
     }
 
 
-def _runs(
-    cells: StudyCells, choices: dict[str, Choice | None], singles: Sequence[Cell]
-) -> Iterator[dict[str, Any]]:
+def _runs(cells: StudyCells, choices: dict[str, Choice | None], singles: Sequence[Cell]) -> Iterator[dict[str, Any]]:
     """Every run of the study: the trials, which are the curves over the grid, the final and the single-task runs."""
     for method in cells.study.methods:
         choice = choices[method]
@@ -156,4 +154,5 @@ def _single_task_notes(study: Study, singles: Sequence[Cell]) -> Iterator[str]:
         finished = [cell.seed for cell in cells if finished_result(study, cell) is not None]
         missing = [seed for seed in study.seeds if seed not in finished]
         if missing:
-            yield f"{study.single_task}: the runs on {section['name']} alone with the seeds {missing} are missing or failed"
+            task = section["name"]
+            yield f"{study.single_task}: the runs on {task} alone with the seeds {missing} are missing or failed"

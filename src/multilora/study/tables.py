@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,20 @@ from multilora.study.cells import StudyCells, setting_texts
 from multilora.study.differences import MACRO
 from multilora.study.folder import exclusive
 from multilora.study.results import study_results
+from multilora.study.single_task_tables import single_task_parts, transfer_rows
+from multilora.study.table_text import (
+    Rows,
+    csv_text,
+    interval_text,
+    latex_row,
+    markdown_table,
+    mean_of,
+    number_text,
+    percent,
+    spread_text,
+)
 
 RESULTS = "results"
-Rows = list[list[str]]
 
 
 def write_tables(cells: StudyCells) -> Path:
@@ -28,28 +37,31 @@ def write_tables(cells: StudyCells) -> Path:
         write_text(folder / "summary.md", markdown(results))
         write_text(folder / "methods.tex", latex(results))
         for name, rows in (("methods", method_rows), ("runs", run_rows), ("differences", difference_rows)):
-            write_text(folder / f"{name}.csv", _csv(rows(results)))
+            write_text(folder / f"{name}.csv", csv_text(rows(results)))
+        if results["single_task"] is not None:
+            write_text(folder / "transfer.csv", csv_text(transfer_rows(results)))
     return folder
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The tables for people."""
     reference = results["reference"]
-    parts = ["# Results", _markdown_table(*method_table(results))]
+    parts = ["# Results", markdown_table(*method_table(results))]
     parts.append(
         "Mean ± standard deviation over seeds, on the evaluation split. Scores are in percent, losses in nats per "
         "token. Settings were chosen on the validation split."
     )
     if results["differences"]:
-        parts += [f"## Differences to {reference}", _markdown_table(*difference_table(results))]
+        parts += [f"## Differences to {reference}", markdown_table(*difference_table(results))]
         parts.append(
             "With 95 % intervals. p is adjusted for the number of methods compared in this column (Holm). Wins, ties "
             f"and losses count tasks in which the interval of the score excludes 0; with {len(results['tasks'])} tasks "
             "and several methods some do so by chance."
         )
+    parts += single_task_parts(results)
     curves = curve_table(results)
     if curves[1]:
-        parts += ["## Trials", _markdown_table(*curves), "On the validation split; mean over the seeds of the search."]
+        parts += ["## Trials", markdown_table(*curves), "On the validation split; mean over the seeds of the search."]
     notes = [*results["notes"], *_spectra_missing(results), *_other_cells(results)]
     if notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
@@ -64,23 +76,32 @@ def method_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
     rows = []
     base = results["base"]
     if base is not None:
-        scores = [_percent(base["scores"][task]["value"]) for task in tasks]
-        rows.append(["base", "", "", *scores, _percent(base["macro_score"]), _number(base["macro_loss"], 3)])
-        rows[-1] += [_number(base["forgetting"], 3), "", "", "", ""]
-    for method, values in results["methods"].items():
-        cells = [_spread(values["scores"].get(task), _percent) for task in tasks]
+        scores = [percent(base["scores"][task]["value"]) for task in tasks]
+        rows.append(["base", "", "", *scores, percent(base["macro_score"]), number_text(base["macro_loss"], 3)])
+        rows[-1] += [number_text(base["forgetting"], 3), "", "", "", ""]
+    for method, values in _methods(results).items():
+        cells = [spread_text(values["scores"].get(task), percent) for task in tasks]
         cells += [
-            _spread(values["macro_score"], _percent),
-            _spread(values["macro_loss"], lambda number: _number(number, 3)),
-            _spread(values["forgetting"], lambda number: _number(number, 3)),
-            _number(_of(values["trainable_parameters"]), 0),
-            _number(_of(values["seconds"]), 0),
-            _number(None if (peak := _of(values["peak_memory"])) is None else peak / 2**30, 2),
-            _spread(values["spectrum"].get("effective_rank"), lambda number: _number(number, 1)),
+            spread_text(values["macro_score"], percent),
+            spread_text(values["macro_loss"], lambda number: number_text(number, 3)),
+            spread_text(values["forgetting"], lambda number: number_text(number, 3)),
+            number_text(mean_of(values["trainable_parameters"]), 0),
+            number_text(mean_of(values["seconds"]), 0),
+            number_text(None if (peak := mean_of(values["peak_memory"])) is None else peak / 2**30, 2),
+            spread_text(values["spectrum"].get("effective_rank"), lambda number: number_text(number, 1)),
         ]
         setting = ", ".join(setting_texts(values["setting"] or {}))
         rows.append([method, setting, str(len(values["seeds"])), *cells])
     return columns, rows
+
+
+def _methods(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The methods, and the single-task runs as another one."""
+    single = results.get("single_task")
+    if single is None:
+        return dict(results["methods"])
+    setting = results["methods"][single["method"]]["setting"]
+    return {**results["methods"], single["label"]: {**single["summary"], "setting": setting}}
 
 
 def difference_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
@@ -98,7 +119,7 @@ def difference_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
         row = [method]
         for quantity, task in quantities:
             item = found.get((method, quantity, task))
-            row += ["–", "–"] if item is None else [_interval(item), f"{item['adjusted_p_value']:.3f}"]
+            row += ["–", "–"] if item is None else [interval_text(item), f"{item['adjusted_p_value']:.3f}"]
         rows.append([*row, "/".join(map(str, results["methods"][method]["wins_ties_losses"]))])
     return columns, rows
 
@@ -120,21 +141,21 @@ def curve_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
         loss, score = _average(runs, "macro_loss"), _average(runs, "macro_score")
         ranks = [run["spectrum"]["effective_rank"] for run in runs if run["spectrum"] is not None]
         rank = sum(ranks) / len(ranks) if ranks else None
-        rows.append([*row, _number(loss, 3), _percent(score), _number(_average(runs, "forgetting"), 3)])
-        rows[-1].append(_number(rank, 1))
+        rows.append([*row, number_text(loss, 3), percent(score), number_text(_average(runs, "forgetting"), 3)])
+        rows[-1].append(number_text(rank, 1))
     return ["method", "setting", "macro loss", "macro score", "forgetting", "effective rank"], rows
 
 
 def latex(results: Mapping[str, Any]) -> str:
     """The table of methods for a paper, with booktabs."""
     columns, rows = method_table(results)
-    lines = [r"\begin{tabular}{ll" + "r" * (len(columns) - 2) + "}", r"\toprule", _latex_row(columns), r"\midrule"]
-    return "\n".join([*lines, *map(_latex_row, rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
+    lines = [r"\begin{tabular}{ll" + "r" * (len(columns) - 2) + "}", r"\toprule", latex_row(columns), r"\midrule"]
+    return "\n".join([*lines, *map(latex_row, rows), r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def method_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The results of the methods in long form: one row per method, quantity and task."""
-    for method, values in results["methods"].items():
+    for method, values in _methods(results).items():
         quantities = [("score", task, values["scores"].get(task)) for task in results["tasks"]]
         quantities += [("loss", task, values["losses"].get(task)) for task in results["tasks"]]
         quantities += [("score", MACRO, values["macro_score"]), ("loss", MACRO, values["macro_loss"])]
@@ -149,13 +170,14 @@ def method_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def run_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every run, trials too: the curves over the grid, and task loss against forgetting."""
+    """Every run, the base and trials too: the curves over the grid, and task loss against forgetting."""
     keys = list(dict.fromkeys(key for run in results["runs"] for key in run["setting"]))
-    for run in results["runs"]:
-        row = {name: run[name] for name in ("id", "stage", "method", "seed", "split")}
+    base = {"stage": "base", "split": "eval", "setting": {}, "error": None, **(results["base"] or {})}
+    for run in [*([] if results["base"] is None else [base]), *results["runs"]]:
+        row = {name: run.get(name) for name in ("id", "stage", "method", "seed", "trained_on", "split")}
         row |= {key: run["setting"].get(key) for key in keys}
-        row |= {name: run.get(name) for name in ("macro_score", "macro_loss", "forgetting", "intruders", "steps")}
-        row["seconds"] = run.get("seconds")
+        row |= {name: run.get(name) for name in ("macro_score", "macro_loss", "forgetting", "intruders")}
+        row |= {name: run.get(name) for name in ("steps", "tokens", "seconds", "trainable_parameters", "peak_memory")}
         spectrum = run.get("spectrum") or {}
         row |= {name: spectrum.get(name) for name in ("effective_rank", "stable_rank", "top1_energy", "norm")}
         for task in results["tasks"]:
@@ -165,55 +187,12 @@ def run_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def difference_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """All differences to the reference."""
-    yield from results["differences"]
-
-
-def _csv(rows: Iterator[dict[str, Any]]) -> str:
-    listed = list(rows)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(listed[0]) if listed else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(listed)
-    return stream.getvalue()
-
-
-def _markdown_table(columns: Sequence[str], rows: Rows) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    special = {"\\": r"\textbackslash{}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "±": r"$\pm$"}
-    special |= {"{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
-    return " & ".join("".join(special.get(char, char) for char in cell) for cell in cells) + r" \\"
-
-
-def _of(value: Mapping[str, float | None] | None) -> float | None:
-    return None if value is None else value["mean"]
-
-
-def _spread(value: Mapping[str, float | None] | None, text: Any) -> str:
-    """Mean and standard deviation; a dash without a mean."""
-    if value is None:
-        return "–"
-    return str(text(value["mean"])) if value["sd"] is None else f"{text(value['mean'])} ±{text(value['sd'])}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None or value != value else f"{100 * value:.1f}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None or value != value else f"{value:,.{digits}f}"
-
-
-def _interval(item: Mapping[str, Any]) -> str:
-    factor, digits = (100, 1) if item["quantity"] == "score" else (1, 3)
-    low, high, middle = (factor * item[key] for key in ("low", "high", "difference"))
-    if low == float("-inf"):
-        return f"{middle:+.{digits}f} (one seed: interval unknown)"
-    return f"{middle:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}, over {item['over']})"
+    """All differences to the reference, and of the methods to their single-task runs."""
+    for item in results["differences"]:
+        yield {"reference": results["reference"], **item}
+    single = results["single_task"]
+    for item in [] if single is None else single["differences"]:
+        yield {"reference": single["label"], **item}
 
 
 def _average(runs: Sequence[Mapping[str, Any]], key: str) -> float | None:

@@ -5,6 +5,7 @@ A guess is the section of a recipe, with a reason for every key; nothing is gues
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -163,7 +164,9 @@ def _is_answer(value: Any, choices: list[str]) -> bool:
 
 
 def _text(path: str, records: Sequence[Record], columns: list[str], prompt: str | None, response: str | None) -> Guess:
-    texts = [name for name in columns if all(_is_filled(record.get(name)) for record in records)]
+    texts = [
+        name for name in columns if name.isidentifier() and all(_is_filled(record.get(name)) for record in records)
+    ]
     answer = response or _response(texts)
     question = prompt or next((name for name in PROMPTS if name in texts and name != answer), None)
     if question is None and answer in texts and len(texts) == 2:
@@ -177,6 +180,8 @@ def _text(path: str, records: Sequence[Record], columns: list[str], prompt: str 
     for name, value in (("--prompt", question), ("--response", answer)):
         if "{{" not in value and value not in columns:
             raise DataError(f"{path}: {name}: no column {value!r}; the columns are {', '.join(map(repr, columns))}")
+        if "{{" not in value and not value.isidentifier():
+            raise DataError(f"{path}: {name}: templates cannot name the column {value!r}; rename it, as in my_column")
     template = question if "{{" in question else f"{{{{ {question} }}}}"
     context = next((name for name in CONTEXTS if name in columns and name not in (question, answer)), None)
     reasons = {"prompt": "template of the prompt, over the columns", "response": "template of the response"}
@@ -188,7 +193,7 @@ def _text(path: str, records: Sequence[Record], columns: list[str], prompt: str 
         "response": answer if "{{" in answer else f"{{{{ {answer} }}}}",
     }
     kind = _scored(keys, reasons, records, answer)
-    used = [name for name in columns if name in template or name in answer]
+    used = re.findall(r"\w+", f"{template} {answer}")
     return Guess(kind, keys, reasons, columns, len(records), _rest(columns, used))
 
 

@@ -103,6 +103,8 @@ def check_sharding(trainer: Any) -> None:
         problems += _fsdp_problems(trainer)
     if trainer.is_deepspeed_enabled:
         problems += _deepspeed_problems(trainer)
+    if trainer.is_sharded and trainer.muon:
+        problems.append("optimizer.muon needs whole matrices, which FSDP and DeepSpeed shard; use DDP, or leave it out")
     frozen = _frozen_adapter_weights(trainer.model) if trainer.is_sharded else []
     if frozen:
         problems.append(

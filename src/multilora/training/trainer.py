@@ -24,6 +24,7 @@ from multilora.loss.token_losses import token_losses
 from multilora.training.callbacks.health import Health, OnNonfinite
 from multilora.training.checkpoint import PREFIX, PROGRESS_FILE, keep_newest, later_checkpoints, staged
 from multilora.training.compile import compile_blocks
+from multilora.training.muon import Muon
 from multilora.training.parameter_groups import split_groups
 from multilora.training.sharding import check_sharding, check_written, reduce_in_float32, trained_weights
 from multilora.training.trainer_checks import check_finite, check_trainer_inputs
@@ -39,6 +40,7 @@ class MultiTaskTrainer(Trainer):
         plan: from `multilora.plan`; its rows per step must match `args`
         scale_lr_factor: multiplies `args.learning_rate` for MultiLoRA's scales
         up_lr_factor: multiplies it for the up-projections B of MultiLoRA and LoRA
+        muon: use Muon for the factors of MultiLoRA and LoRA, see `multilora.training.muon`
         loss_weighting: what has the same weight in the loss of a step: every trained `token`, every `example` (mean
             over its trained tokens) or every `task` (mean over its trained tokens)
         on_nonfinite: `stop` or `skip` a step whose loss or gradient norm is not finite
@@ -58,6 +60,7 @@ class MultiTaskTrainer(Trainer):
         *,
         scale_lr_factor: float = 1.0,
         up_lr_factor: float = 1.0,
+        muon: bool = False,
         loss_weighting: weighting.Weighting = "token",
         on_nonfinite: OnNonfinite = "stop",
         **kwargs: Any,
@@ -84,6 +87,7 @@ class MultiTaskTrainer(Trainer):
         )
         self.plan = plan
         self.lr_factors = {"scale_factor": scale_lr_factor, "up_factor": up_lr_factor}
+        self.muon = muon
         self.loss_weighting = loss_weighting
         # compute_loss already divides by a count over all accumulated batches and processes.
         self.model_accepts_loss_kwargs = True
@@ -109,7 +113,10 @@ class MultiTaskTrainer(Trainer):
         custom = self.optimizer is not None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if not custom:
-            split_groups(optimizer, self.model if model is None else model, **self.lr_factors)
+            trained = self.model if model is None else model
+            split_groups(optimizer, trained, **self.lr_factors)
+            if self.muon:
+                self.optimizer = optimizer = Muon(optimizer, trained)
         return optimizer
 
     def compute_loss(

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const specifications = JSON.parse(document.getElementById("charts").textContent);
+  const specifications = JSON.parse(document.getElementById("report-data").textContent);
   const ink = "currentColor"; // so that charts follow light, dark and print without being drawn again
   const config = {
     background: "transparent",
