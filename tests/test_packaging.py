@@ -13,8 +13,8 @@ import zipfile
 import pytest
 import yaml
 from conftest import REPOSITORY
-from oldest import lowest_versions
 from doc_pages import DOCS, script
+from oldest import lowest_versions
 
 import multilora
 

@@ -151,20 +151,21 @@ def test_a_pair_of_sharded_checkpoints(folder):
 
 def test_stacks_of_experts(tmp_path):
     make_qwen3_moe().save_pretrained(tmp_path / "moe")
-    config = LoraConfig(r=2, target_parameters=["mlp.experts.down_proj"], init_lora_weights=False)
+    experts = ["mlp.experts.down_proj"]
+    config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=experts, init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "moe"), config).save_pretrained(tmp_path / "lora")
     merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "moe"), str(tmp_path / "lora"))
     merged.merge_and_unload().save_pretrained(tmp_path / "merged")
     factors = {m.name: m for m in analyze(tmp_path / "lora").matrices}
     pair = {m.name: m for m in analyze(tmp_path / "merged", base=str(tmp_path / "moe")).matrices}
-    assert len(factors) == 8
+    assert [m.kind for m in factors.values()].count("down_proj") == 8
+    assert len(factors) == 10
     for name, matrix in factors.items():
-        assert matrix.kind == "down_proj"
         values = torch.tensor(matrix.singular_values)
         torch.testing.assert_close(
             values, torch.tensor(pair[name].singular_values[: len(values)]), rtol=1e-3, atol=1e-6
         )
-    untouched = [m for m in pair.values() if m.kind == "q_proj"]
+    untouched = [m for m in pair.values() if m.kind == "k_proj"]
     assert all(m.measures.norm == 0 for m in untouched)
 
 

@@ -59,7 +59,8 @@ def test_principal_angles():
     plane = torch.eye(4, dtype=torch.float64)[:, :2]
     tilted = plane.clone()
     tilted[:, 1] = torch.tensor([0.0, math.cos(1e-9), math.sin(1e-9), 0.0], dtype=torch.float64)
-    torch.testing.assert_close(principal_angles(plane, tilted), torch.tensor([0.0, 1e-9], dtype=torch.float64))
+    angles = torch.tensor([0.0, 1e-9], dtype=torch.float64)
+    torch.testing.assert_close(principal_angles(plane, tilted), angles, rtol=1e-6, atol=1e-15)
     other = torch.eye(4, dtype=torch.float64)[:, 1:4]
     right_angle = math.pi / 2
     torch.testing.assert_close(principal_angles(plane, other), torch.tensor([0.0, right_angle], dtype=torch.float64))
@@ -89,16 +90,17 @@ def test_similarity_of_updates():
 
 @pytest.mark.parametrize("intruders", [0, 1, 3])
 def test_constructed_intruders_are_found(intruders):
-    """The tuned weight has the base's singular vectors, and new ones with larger values that are orthogonal to them."""
-    vectors, inputs = orthonormal(40, 15 + intruders, 0), orthonormal(30, 15 + intruders, 1)
-    sizes = torch.linspace(3, 1, 15, dtype=torch.float64)
-    before = vectors[:, :15] * sizes @ inputs[:, :15].mT
-    update = 5.0 * vectors[:, 15:] @ inputs[:, 15:].mT
-    # Of a base of rank 15, the other left vectors are arbitrary: small values define them.
-    before = before + 1e-6 * orthonormal(40, 30, 2) @ orthonormal(30, 30, 3).mT
+    """Large outputs outside of everything that the base can produce, on inputs that the base knows."""
+    outputs, inputs = orthonormal(40, 30 + intruders, 0), orthonormal(30, 30, 1)
+    sizes = torch.linspace(3, 1, 30, dtype=torch.float64)
+    before = outputs[:, :30] * sizes @ inputs.mT
+    update = 20.0 * outputs[:, 30:] @ inputs[:, :intruders].mT
     found = intruder_dimensions(before, update, top=10, threshold=0.5)
     assert (found.count, found.examined) == (intruders, 10)
-    assert all(cosine > 0.9 for cosine in found.cosines[intruders:])
+    # The tuned output of input i is sizes[i] of the base's vector i, and 20 of a new one.
+    expected = [float(size / (size**2 + 400).sqrt()) for size in sizes[:intruders]]
+    assert found.cosines[:intruders] == pytest.approx(expected, abs=1e-5)
+    assert found.cosines[intruders:] == pytest.approx([1.0] * (10 - intruders), abs=1e-5)
     assert intruder_dimensions(before, update, top=10, threshold=0.0).count == 0
 
 

@@ -11,7 +11,7 @@ import pexpect
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b\][^\x07]*\x07")
 
 
-def start(arguments, folder, *, columns=80, timeout=120):
+def start(arguments, folder, *, columns=80, timeout=600):
     """Start `multilora` in a terminal of that width."""
     environment = {**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"}
     environment.pop("COLUMNS", None)

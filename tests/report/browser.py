@@ -40,7 +40,7 @@ def opened(page: Path, *, width: int = 1200, dark: bool = False, downloads: Path
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         if downloads is not None:
             behaviour = {"behavior": "allow", "downloadPath": str(downloads)}
-            driver.execute_cdp_cmd("Page.setDownloadBehavior", behaviour)
+            driver.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
         driver.get(page.resolve().as_uri())
         wait_for(lambda: driver.execute_script("return document.documentElement.dataset.drawn === 'yes'"))
         yield driver

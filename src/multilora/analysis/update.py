@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from multilora.errors import AdapterError
-from multilora.low_rank import core_of_product, singular_values_of_product, svd_of_product
+from multilora.low_rank import singular_values_of_product, svd_of_product
 
 # Of a randomised decomposition: additional columns, and passes over the matrix (Halko, Martinsson, Tropp 2011, 4.4).
 OVERSAMPLING, POWER_ITERATIONS = 16, 4
@@ -141,11 +141,6 @@ class Update:
             return randomised_svd(matrix, randomised)
         return _dense_svd(matrix.double(), vectors=vectors)
 
-    def norm(self) -> float:
-        """The Frobenius norm of Delta W."""
-        matrix = self.matrix() if self.factors is None else core_of_product(*self.factors)
-        return float(torch.linalg.matrix_norm(matrix.double()))
-
     def _check_finite(self, *tensors: Tensor) -> None:
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             raise AdapterError(
@@ -155,17 +150,19 @@ class Update:
 
 def _dense_svd(matrix: Tensor, *, vectors: bool) -> Decomposition:
     changed = matrix.any(dim=1)
-    if matrix.shape[0] > matrix.shape[1] and 2 * int(changed.sum()) < len(changed):  # few rows of an embedding
-        rows = matrix[changed] if changed.any() else matrix[:1]
-    else:
-        rows, changed = matrix, None
+    if not changed.any():
+        count = min(matrix.shape)
+        left, right = (matrix.new_zeros(size, count) if vectors else None for size in matrix.shape)
+        return Decomposition(matrix.new_zeros(count), left, right, 0.0)
+    is_sparse = matrix.shape[0] > matrix.shape[1] and 2 * int(changed.sum()) < len(changed)
+    rows = matrix[changed] if is_sparse else matrix  # few rows of an embedding are trained
     norm = float(torch.linalg.matrix_norm(rows))
     if not vectors:
         return Decomposition(torch.linalg.svdvals(rows), None, None, norm)
     left, values, right = torch.linalg.svd(rows, full_matrices=False)
-    if changed is not None:
-        scattered = torch.zeros(matrix.shape[0], left.shape[1], dtype=left.dtype, device=left.device)
-        scattered[changed if changed.any() else slice(0, 1)] = left
+    if is_sparse:
+        scattered = left.new_zeros(matrix.shape[0], left.shape[1])
+        scattered[changed] = left
         left = scattered
     return Decomposition(values, left, right.mT, norm)
 

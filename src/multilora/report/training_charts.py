@@ -68,7 +68,8 @@ def _lines(field: str, title: str, channels: Mapping[str, Any]) -> dict[str, Any
 
 def learning_rate_chart(lines: Lines) -> Chart:
     """The learning rate of one run over the steps."""
-    rows = [{"step": line["step"], "learning_rate": rate} for line in lines if (rate := line.get("learning_rate"))]
+    found = [(line["step"], line.get("learning_rate")) for line in lines]
+    rows = [{"step": step, "learning_rate": rate} for step, rate in found if rate is not None]
     encoding = {
         "x": STEP,
         "y": {"field": "learning_rate", "type": "quantitative", "title": "learning rate"},

@@ -103,6 +103,7 @@ def licence_of(name: str, *, dataset: bool = False) -> dict[str, Any]:
         dataset: whether it is a data set
     """
     path = Path(name)
+    card: Path | None
     if path.exists():
         card = (path if path.is_dir() else path.parent) / CARD_FILE
     else:

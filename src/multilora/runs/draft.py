@@ -23,6 +23,7 @@ GOALS = {
     "memory": "as quality, on a GPU with little memory: a 4-bit base, small batches",
 }
 ROWS_PER_STEP = 8
+FEW_STEPS = 60
 HOLDOUT = 0.1
 
 
@@ -132,7 +133,7 @@ def _training_lines(base: str, goal: str, records: int, separate: bool) -> Itera
     steps = max(1, math.ceil(epochs * examples / ROWS_PER_STEP))
     yield from ("", "training:  # any argument of transformers.TrainingArguments")
     if goal == "try":
-        steps = min(steps, 60)
+        steps = FEW_STEPS
         yield f"  max_steps: {steps}  # or num_train_epochs: 3"
     else:
         yield f"  num_train_epochs: {epochs}  # about {steps:,} steps"

@@ -169,6 +169,8 @@ def training_key(recipe: Recipe) -> str:
     without: dict[str, Any] = {**WITHOUT_EFFECT, "model": {"name_or_path"}, "tasks": True, "training": True}
     values = recipe.model_dump(mode="json", exclude=without, exclude_defaults=True)
     values["adapter"].pop("init_from", None)
+    if not values.get("loss"):  # it has only options without effect
+        values.pop("loss", None)
     training = {
         name: typed(name, value) for name, value in recipe.training.items() if name not in WITHOUT_EFFECT["training"]
     }

@@ -30,8 +30,8 @@ ADAMW_RMS = 0.2
 def orthogonalized(matrices: Tensor) -> Tensor:
     """The nearest matrices whose singular values are all 1, approximately; [..., m, k] -> [..., m, k] in float32."""
     wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = (matrices if wide else matrices.mT).float()
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
+    x: Tensor = (matrices if wide else matrices.mT).float()
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-12)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
@@ -47,10 +47,11 @@ def branch_step(update: Tensor, axis: int, branches: int) -> Tensor:
         axis: the axis of the branches: -2 for A, -1 for B
         branches: n
     """
-    blocks = update.unflatten(axis, (branches, -1))  # A: [..., n, r, d_in]; B: [..., d_out, n, r]
+    # A: [..., n, r, d_in]; B: [..., d_out, n, r]
+    blocks: Tensor = update.unflatten(axis, (branches, -1))  # type: ignore[no-untyped-call]
     if axis == -1:
         blocks = blocks.transpose(-3, -2)
-    step = orthogonalized(blocks) * (ADAMW_RMS * max(blocks.shape[-2:]) ** 0.5)
+    step: Tensor = orthogonalized(blocks) * (ADAMW_RMS * max(blocks.shape[-2:]) ** 0.5)
     if axis == -1:
         step = step.transpose(-3, -2)
     return step.reshape(update.shape).to(update.dtype)

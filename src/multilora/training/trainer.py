@@ -52,6 +52,8 @@ class MultiTaskTrainer(Trainer):
         RunError: during training, at a step that is not finite.
     """
 
+    optimizer: torch.optim.Optimizer | None  # of transformers' Trainer
+
     def __init__(
         self,
         model: Any,

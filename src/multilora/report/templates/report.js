@@ -60,7 +60,7 @@
       link.href = URL.createObjectURL(new Blob([csv(specifications[name].data.values)], { type: "text/csv" }));
       link.download = `${name}.csv`;
       link.click();
-      URL.revokeObjectURL(link.href);
+      setTimeout(() => URL.revokeObjectURL(link.href), 10000);
     });
   }
   Promise.all([...document.querySelectorAll(".chart")].map(draw)).then(() => {
