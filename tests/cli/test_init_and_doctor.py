@@ -92,8 +92,8 @@ def test_doctor_says_what_a_recipe_needs(recipe, monkeypatch):
 
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     monkeypatch.setattr(doctor, "_version", lambda name: None)
-    recipe["training"]["report_to"] = "wandb"
+    recipe["evaluation"]["protocol"] = "harness"
     recipe["model"]["name_or_path"] = "owner/model"
     needs = doctor.diagnose(recipe)["recipe"]
-    assert needs["install"] == ["wandb"]
+    assert needs["install"] == ["multilora[lm-eval]"]
     assert needs["from_hub"] == ["owner/model"]

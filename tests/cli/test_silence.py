@@ -46,7 +46,7 @@ COMMANDS = [
     # arguments -> lines on stdout, and on stderr: the start line, one per progress bar, notes
     (["plan", "recipe.yaml", "--no-measure"], 14, 1),
     (["train", "recipe.yaml"], 10, 3),
-    (["eval", "run"], 10, 4),
+    (["eval", "run"], None, 4),
     (["generate", "run", "--prompt", "Repeat: nut", "--max-new-tokens", "3"], None, 2),
     (["export", "run", "--to", "merged", "--out", "merged"], None, 1),
 ]

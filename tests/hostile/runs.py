@@ -114,7 +114,18 @@ WEIGHTS: list[tuple[str, Damage, str]] = [
     (ADAPTER, partial(edit_weights, change=_drop_all), "lacks 42 of 42 parameters"),
 ]
 
-# PEFT loads the files for analyze, and export reads them itself.
+# `analyze` reads the factors from the file one module at a time.
+FACTORS = [
+    *WEIGHTS[:1],
+    (CONFIG, partial(edit_json, r=4), "expected a total rank of 12 by its config (and 13 more modules)"),
+    WEIGHTS[2],
+    *((ADAPTER, damage, "adapter_model.safetensors: ") for damage in (empty, truncate, garbage)),
+    (ADAPTER, partial(edit_weights, change=_transpose), "expected a total rank of 6 by its config"),
+    (ADAPTER, partial(edit_weights, change=_drop_one), " has no multilora_"),
+    (ADAPTER, partial(edit_weights, change=_drop_all), "has no factors of a multilora adapter"),
+]
+
+# `export` reads the files itself too.
 LORA = [
     (file, damage, text if "lacks" not in text else "no weights for model.layers") for file, damage, text in WEIGHTS
 ]
@@ -237,7 +248,7 @@ ROWS = [
     ),
     *(
         Row(f"{command}: {file} {name_of(damage)}", partial(_run, command=command, file=file, damage=damage), text)
-        for command, rows in (("analyze", WEIGHTS), ("lora", LORA))
+        for command, rows in (("analyze", FACTORS), ("lora", LORA))
         for file, damage, text in rows
     ),
     *(

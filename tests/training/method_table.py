@@ -208,7 +208,8 @@ def _refused(row: Row, step: str, note: bool = True) -> Any:
             if isinstance(cause, AttributeError):  # it lacks the methods that merge
                 reason = "PEFT cannot merge it"
             else:
-                reason = str(cause or error).removeprefix(f"analyze: method {row.method!r} ")
+                reason = str(cause or error).partition(f"method {row.method!r} adapts")[1:]
+                reason = f"adapts{reason[1]}" if reason[0] else str(cause or error)
             row.notes.append(f"{step}: {re.split('[.;] ', reason)[0].rstrip('.')}")
 
 

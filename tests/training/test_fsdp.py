@@ -121,11 +121,16 @@ def test_full_fine_tuning_in_mixed_precision(recipe):
     assert_same_log(run, reference, 2e-2)
 
 
-def trainer_with(model, **plugin):
+def trainer_with(model, *, muon=False, **plugin):
     settings = {"fsdp_version": 2, "activation_checkpointing": False} | plugin
     accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(**settings)))
     return SimpleNamespace(
-        is_sharded=True, is_fsdp_enabled=True, is_deepspeed_enabled=False, accelerator=accelerator, model=model
+        is_sharded=True,
+        is_fsdp_enabled=True,
+        is_deepspeed_enabled=False,
+        accelerator=accelerator,
+        model=model,
+        muon=muon,
     )
 
 
@@ -134,8 +139,13 @@ def test_unsupported_fsdp_settings_raise_together():
     model = make_llama()
     model.is_loaded_in_8bit = True
     with pytest.raises(InputError) as error:
-        check_sharding(trainer_with(model, fsdp_version=1, activation_checkpointing=True))
-    for part in ("fsdp_version is 1, expected 2", "training.gradient_checkpointing to true", "use 4bit"):
+        check_sharding(trainer_with(model, muon=True, fsdp_version=1, activation_checkpointing=True))
+    for part in (
+        "optimizer.muon needs whole matrices",
+        "fsdp_version is 1, expected 2",
+        "training.gradient_checkpointing to true",
+        "use 4bit",
+    ):
         assert part in str(error.value)
 
 

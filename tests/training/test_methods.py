@@ -12,7 +12,7 @@ from method_table import DOCUMENT, NEEDS, OPTIONS, PINNED_PEFT, dependence_on_ot
 from peft import LilyConfig, get_peft_model
 
 import multilora
-from multilora.errors import AdapterError, RecipeError
+from multilora.errors import RecipeError
 from multilora.methods import config_classes, option_names, unsupported_methods, unsupported_options
 
 FAST = ("hira", "ia3", "ln_tuning", "multilora", "shadow")
@@ -129,11 +129,17 @@ def test_ways_to_initialise_lora_are_accepted(init):
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_analysis_is_refused_if_the_base_was_changed(recipe, init):
+def test_an_adapter_that_changes_the_base_is_analysed_by_the_difference_of_the_weights(recipe, init):
     recipe["adapter"] = {"method": "lora", "r": 4, "init_lora_weights": init}
     run = multilora.train(recipe)
-    with pytest.raises(AdapterError, match=f"{init}' changes the base weights"):
-        multilora.analyze(run)
+    spectrum = multilora.analyze(run)
+    before = dict(run.load_base().named_modules())
+    after = dict(run.load_model().merge_and_unload().named_modules())
+    assert spectrum.matrices
+    for matrix in spectrum.matrices:
+        difference = after[matrix.name].weight.detach().double() - before[matrix.name].weight.detach().double()
+        expected = torch.linalg.svdvals(difference)[: len(matrix.singular_values)].tolist()
+        assert matrix.singular_values == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from multilora.errors import AdapterError
 from multilora.export.factors import AdapterFactors, base_key
 from multilora.export.merged.tensor_files import Slot, read_layout
 from multilora.initialise import lora_scaling
+from multilora.peft_method import MultiLoraConfig
 from multilora.saved_adapter import UNCHANGED_BASE, WEIGHTS_FILES, SavedAdapter, lora_variant
 
 _LORA = ("lora_A.weight", "lora_B.weight")
 _MULTILORA = ("multilora_A", "multilora_B", "multilora_scale")
+_NUMBERS = ("r", "num_branches", "lora_alpha", "rank_pattern", "alpha_pattern")
 
 
 def is_low_rank(saved: SavedAdapter) -> bool:
@@ -41,7 +44,7 @@ class FactorFile:
 
     Raises:
         NotStreamableError: it adapts an embedding, a stack of experts or single tokens, or is no safetensors file.
-        AdapterError: a tensor is missing.
+        AdapterError: a tensor is missing, or has another shape than the config says.
         InputError: the file is damaged.
     """
 
@@ -61,11 +64,8 @@ class FactorFile:
                 if len(slot.shape) != 2 and part != "multilora_scale":
                     raise NotStreamableError
                 self._modules.setdefault(name, {})[part] = slot
-        for name, found in self._modules.items():
-            missing = [part for part in parts if part not in found]
-            if missing:
-                raise AdapterError(f"{file}: {name} has no {', '.join(missing)}; restore the file, or save it again")
         self._parts = parts
+        self._check(file)
         self.names = sorted(self._modules, key=_natural)
         if weights is not None:  # else the order of the model is not known
             order = {name: number for number, (name, _) in enumerate(weights.model.named_modules())}
@@ -84,6 +84,29 @@ class FactorFile:
         else:
             B = B * lora_scaling(self._config, name)[0]
         return [Update(name, up=B, down=A, base=reader(self.weights, name, self._device), branches=branches)]
+
+    def _check(self, file: Path) -> None:
+        """Check that the file has all factors, in the shapes that the config says."""
+        if not self._modules:
+            raise AdapterError(f"{file}: has no factors of a {self.method} adapter; restore the file, or save it again")
+        branches = 1
+        if self.method == "multilora":
+            config = MultiLoraConfig(**{key: self._config[key] for key in _NUMBERS if key in self._config})
+            branches = config.num_branches
+        problems = []
+        for name, found in self._modules.items():
+            missing = [part for part in self._parts if part not in found]
+            if missing:
+                problems.append(f"{name} has no {', '.join(missing)}")
+                continue
+            rank = branches * lora_scaling(self._config, name)[1]
+            A, B, *scale = (found[part].shape for part in self._parts)
+            if A[0] != rank or B[1] != rank or (scale and list(scale[0]) not in ([B[0], branches], [branches])):
+                shapes = " and ".join(str(list(found[part].shape)) for part in self._parts)
+                problems.append(f"{name} has factors of {shapes}, expected a total rank of {rank} by its config")
+        if problems:
+            more = f" (and {len(problems) - 1} more modules)" if len(problems) > 1 else ""
+            raise AdapterError(f"{file}: {problems[0]}{more}; restore the file, or save the adapter again")
 
     def _constant(self, name: str, r: int) -> float:
         """The constant of a MultiLoRA module of rank r, as in `MultiLoraModel`."""

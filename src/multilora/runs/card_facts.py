@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from multilora.data.plan import SUMMARY_FILE
 from multilora.data.render import PLAIN_TEMPLATES
 from multilora.methods import FULL
 from multilora.recipe.built_in_tasks import built_in
@@ -61,6 +60,8 @@ def run_facts(run: Run) -> CardFacts:
     Raises:
         RunDirectoryError: the run is damaged.
     """
+    from multilora.data.plan import SUMMARY_FILE  # imports torch, which takes seconds
+
     recipe, facts = run.recipe, CardFacts(run.recipe.adapter.method)
     config = {} if facts.method == FULL else _read_json(run.weights / CONFIG_FILE)
     plan, trained = _read_json(run.path / "plan" / SUMMARY_FILE), run.training

@@ -28,7 +28,7 @@ _SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, 
 _SIZES |= {"U64": 8, "I64": 8, "F64": 8, "C64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 _CHUNK = 4 * 2**20
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
-_DAMAGED = "restore this file of the base, or download it again"
+_DAMAGED = "the file is damaged; restore it, or download or save it again"
 
 
 @dataclass(frozen=True)
