@@ -93,13 +93,13 @@ class FactorFile:
         if self.method == "multilora":
             config = MultiLoraConfig(**{key: self._config[key] for key in _NUMBERS if key in self._config})
             branches = config.num_branches
-        problems = []
+        problems, ranks = [], self._config.get("rank_pattern") or {}
         for name, found in self._modules.items():
             missing = [part for part in self._parts if part not in found]
             if missing:
                 problems.append(f"{name} has no {', '.join(missing)}")
                 continue
-            rank = branches * lora_scaling(self._config, name)[1]
+            rank = branches * ranks.get(get_pattern_key(ranks.keys(), name), self._config.get("r", 8))
             A, B, *scale = (found[part].shape for part in self._parts)
             if A[0] != rank or B[1] != rank or (scale and list(scale[0]) not in ([B[0], branches], [branches])):
                 shapes = " and ".join(str(list(found[part].shape)) for part in self._parts)
