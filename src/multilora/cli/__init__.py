@@ -38,6 +38,8 @@ def _run(*, debug: bool) -> int:
     except SystemExit as system_exit:
         if isinstance(system_exit.code, str):
             print(system_exit.code, file=sys.stderr)
+        if system_exit.code == 130:  # typer's answer to Ctrl-C
+            print("stopped", file=sys.stderr)
         return system_exit.code if isinstance(system_exit.code, int) else int(system_exit.code is not None)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
