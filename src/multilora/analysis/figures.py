@@ -43,8 +43,8 @@ def analysis_charts(spectra: Spectra, similarities: Sequence[Mapping[str, Any]] 
         spectra: label -> `Spectrum.as_dict`
         similarities: items of `Similarity.as_dict`
     """
-    charts = [singular_values_chart(spectra), dominance_chart(spectra)]
-    charts += [chart for chart in (branches_chart(spectra), intruders_chart(spectra)) if chart.rows]
+    charts = [singular_values_chart(spectra), dominance_chart(spectra), branches_chart(spectra)]
+    charts = [chart for chart in (*charts, intruders_chart(spectra)) if chart.rows]
     if any(item["matrices"] for item in similarities):
         charts.append(similarity_chart(similarities))
     return charts
