@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from multilora.data.render import PLAIN_TEMPLATES
+from multilora.errors import RunDirectoryError
 from multilora.methods import FULL
 from multilora.recipe.built_in_tasks import built_in
 from multilora.recipe.schema import HUB_PREFIX, TaskSection
@@ -60,6 +61,18 @@ def run_facts(run: Run) -> CardFacts:
     Raises:
         RunDirectoryError: the run is damaged.
     """
+    try:
+        return _run_facts(run)
+    except RunDirectoryError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise RunDirectoryError(
+            f"{run.path}: one of plan/plan.json, train.json, eval.json and environment.json is damaged "
+            f"({type(error).__name__}: {error}); restore it, or train again"
+        ) from error
+
+
+def _run_facts(run: Run) -> CardFacts:
     from multilora.data.plan import SUMMARY_FILE  # imports torch, which takes seconds
 
     recipe, facts = run.recipe, CardFacts(run.recipe.adapter.method)
