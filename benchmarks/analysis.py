@@ -106,7 +106,7 @@ def factors_report(place: Path) -> list[str]:
     """Measure part 1."""
     make_adapter(place / "adapter")
     size = (place / "adapter" / "adapter_model.safetensors").stat().st_size
-    found = in_process("--measure", str(place / "adapter"))
+    cost = in_process("--measure", str(place / "adapter"))
     dense = dense_seconds()
     count = {shape: LAYERS * sum(f"{o} x {i}" == shape for o, i in MODULES.values()) for shape in dense}
     total = sum(count[shape] * seconds for shape, seconds in dense.items())
@@ -114,16 +114,16 @@ def factors_report(place: Path) -> list[str]:
     lines = [
         "## From factors",
         "",
-        f"MultiLoRA {BRANCHES} x {RANK} on all linear layers of LLaMA-7B's shapes: {found['matrices']:.0f} matrices, "
+        f"MultiLoRA {BRANCHES} x {RANK} on all linear layers of LLaMA-7B's shapes: {cost['matrices']:.0f} matrices, "
         f"{size / 2**20:,.0f} MiB of float32.",
         "",
         "| | seconds | peak (MiB) |",
         "|---|---|---|",
-        f"| `analyze`, all matrices, with branches | {found['seconds']:.1f} | {found['peak'] / 2**20:,.0f} |",
+        f"| `analyze`, all matrices, with branches | {cost['seconds']:.1f} | {cost['peak'] / 2**20:,.0f} |",
     ]
     lines += [f"| dense, one matrix of {shape} ({count[shape]} of them) | {dense[shape]:.1f} | |" for shape in dense]
     lines.append(f"| dense, all matrices (extrapolated) | {total:,.0f} | |")
-    ratio, layers = total / found["seconds"], found["peak"] / largest
+    ratio, layers = total / cost["seconds"], cost["peak"] / largest
     return [
         *lines,
         "",
@@ -144,16 +144,16 @@ def pair_report(place: Path, args: argparse.Namespace) -> list[str]:
         make_base(place / name, config, torch.bfloat16, 200 * 2**20)
     size = sum(file.stat().st_size for file in (place / "before").glob("*.safetensors"))
     left = size * 3 // 4
-    found = in_process("--measure", str(place / "after"), "--base", str(place / "before"), "--left", str(left))
+    cost = in_process("--measure", str(place / "after"), "--base", str(place / "before"), "--left", str(left))
     largest = 4 * args.hidden * config.intermediate_size
     return [
         "## A pair of full checkpoints",
         "",
         f"Two LLaMA checkpoints of {size / 2**20:,.0f} MiB each (bfloat16, hidden {args.hidden}, {args.layers} layers, "
-        f"{found['matrices']:.0f} matrices), the largest {RANDOMISED} singular values of each at random, with "
-        f"{left / 2**20:,.0f} MiB of address space left after the imports: {found['seconds']:.0f} seconds, peak "
-        f"{found['peak'] / 2**20:,.0f} MiB, {found['peak'] / largest:.1f} times the largest matrix in float32. The "
-        f"differences are random: {RANDOMISED} values leave out up to {100 * found['residual']:.0f} % of the norm of a "
+        f"{cost['matrices']:.0f} matrices), the largest {RANDOMISED} singular values of each at random, with "
+        f"{left / 2**20:,.0f} MiB of address space left after the imports: {cost['seconds']:.0f} seconds, peak "
+        f"{cost['peak'] / 2**20:,.0f} MiB, {cost['peak'] / largest:.1f} times the largest matrix in float32. The "
+        f"differences are random: {RANDOMISED} values leave out up to {100 * cost['residual']:.0f} % of the norm of a "
         "matrix, as the analysis says.",
     ]
 

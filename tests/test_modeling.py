@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load, save_file
 from transformers import AutoConfig, BartConfig, BartForCausalLM, BertConfig, BertLMHeadModel
 
+from multilora import base_checks
 from multilora.errors import AdapterError, InputError
 from multilora.modeling import attach, check_vocabulary, load_base, load_model_config
 from multilora.recipe.schema import AdapterSection, ModelSection
@@ -116,3 +117,24 @@ def test_modules_to_save_must_exist(method):
         "base_model.model.lm_head",
         "base_model.model.model.norm",
     }
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "slow"),
+    [
+        ({"architecture": "x86_64", "avx2": True}, ["bfloat16", "float16"]),
+        ({"architecture": "x86_64", "avx512_bf16": True}, ["float16"]),
+        ({"architecture": "x86_64", "amx_bf16": True, "amx_fp16": True}, []),
+        ({"architecture": "aarch64"}, []),  # not known
+    ],
+)
+def test_a_dtype_without_instructions_on_this_cpu_is_warned_of(monkeypatch, caplog, capabilities, slow):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    for cached in (base_checks.is_slow_on_cpu, base_checks.warn_of_slow_dtype):
+        cached.cache_clear()
+    for dtype in ("float32", "bfloat16", "float16", "bfloat16"):
+        base_checks.warn_of_slow_dtype(dtype)
+    warned = [record.args[0] for record in caplog.records]
+    assert warned == slow  # once each
+    for cached in (base_checks.is_slow_on_cpu, base_checks.warn_of_slow_dtype):
+        cached.cache_clear()

@@ -39,7 +39,7 @@ def warn_of_slow_dtype(dtype: str) -> None:
     """Warn, once, if computing in a dtype is slow on this processor."""
     if is_slow_on_cpu(dtype):
         logger.warning(
-            "model.dtype is %s, for which this CPU has no instructions: it is several times slower than float32; set "
+            "model.dtype is %s, for which this CPU has no instructions: it is many times slower than float32; set "
             "model.dtype: float32",
             dtype,
         )

@@ -46,8 +46,8 @@ def files_of(path: str) -> list[Path]:
     """
     if os.path.lexists(path) or not glob.has_magic(path):
         return [Path(path)]
-    found = sorted(Path(match) for match in glob.glob(path, recursive=True) if not os.path.isdir(match))
-    return found or [Path(path)]
+    matches = sorted(Path(match) for match in glob.glob(path, recursive=True) if not os.path.isdir(match))
+    return matches or [Path(path)]
 
 
 def checksum(path: Path) -> str:

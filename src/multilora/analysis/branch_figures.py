@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from multilora.analysis.figure_parts import ALL_KINDS, Spectra, kinds_of, matrices_of, methods_of, series_colours
+from multilora.analysis.figure_parts import (
+    ALL_KINDS,
+    Spectra,
+    kinds_of,
+    lines_by_layer,
+    matrices_of,
+    methods_of,
+    series_colours,
+)
 from multilora.charts.chart import Chart, Row, Selector
 from multilora.charts.styles import method_scales
 
@@ -44,14 +52,7 @@ def branches_chart(spectra: Spectra) -> Chart:
     selectors.append(Selector("kind", "module type", kinds_of(branched), ALL_KINDS))
     if len(branched) > 1:
         selectors.append(Selector("method", "method", list(branched)))
-    view = {
-        "mark": {"type": "line", "strokeWidth": 2, "point": True, "tooltip": True},
-        "encoding": {
-            "x": {"field": "layer", "type": "ordinal", "title": "layer", "axis": {"labelAngle": 0}},
-            "y": {"field": "value", "aggregate": "mean", "type": "quantitative", "title": None},
-            **series_colours("branch", branches),
-        },
-    }
+    view = lines_by_layer(series_colours("branch", branches))
     return Chart(
         "branches",
         "Branches by layer",

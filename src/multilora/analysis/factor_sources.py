@@ -73,8 +73,8 @@ class FactorFile:
 
     def read(self, name: str) -> list[Update]:
         """See `multilora.analysis.sources.UpdateSource`."""
-        found = self._modules[name]
-        A, B, *scale = (found[part].read().to(self._device) for part in self._parts)
+        slots = self._modules[name]
+        A, B, *scale = (slots[part].read().to(self._device) for part in self._parts)
         dtype = torch.promote_types(A.dtype, torch.float32)
         A, B, scale = A.to(dtype), B.to(dtype), [item.to(dtype) for item in scale]
         branches = None
@@ -166,8 +166,8 @@ class LoadedFactors:
 
 def _expert_updates(name: str, up: Tensor, down: Tensor, base: Callable[[], Tensor] | None) -> Iterator[Update]:
     for index in range(up.shape[0]):
-        own = None if base is None else (lambda i=index: base()[i])
-        yield Update(f"{name}[{index}]", up=up[index], down=down[index], base=own)
+        expert_base = None if base is None else (lambda i=index: base()[i])
+        yield Update(f"{name}[{index}]", up=up[index], down=down[index], base=expert_base)
 
 
 def reader(weights: Weights | None, name: str, device: torch.device) -> Callable[[], Tensor] | None:

@@ -34,6 +34,22 @@ def methods_of(spectra: Spectra) -> dict[str, str]:
     return {label: spectrum["method"] for label, spectrum in spectra.items()}
 
 
+def lines_by_layer(series: Mapping[str, Any]) -> dict[str, Any]:
+    """The view of a chart of the mean `value` against the layer, one line per series.
+
+    Args:
+        series: encoding channels that tell the lines apart
+    """
+    return {
+        "mark": {"type": "line", "strokeWidth": 2, "point": True, "tooltip": True},
+        "encoding": {
+            "x": {"field": "layer", "type": "ordinal", "title": "layer", "axis": {"labelAngle": 0}},
+            "y": {"field": "value", "aggregate": "mean", "type": "quantitative", "title": None},
+            **series,
+        },
+    }
+
+
 def series_colours(field: str, values: Sequence[str]) -> dict[str, Any]:
     """The encoding channel `color` of a field that is not the method."""
     colours = [SERIES[index % len(SERIES)] for index in range(len(values))]

@@ -15,6 +15,7 @@ from multilora.analysis.figure_parts import (
     Spectra,
     kinds_of,
     layers_of,
+    lines_by_layer,
     matrices_of,
     methods_of,
     series_colours,
@@ -120,14 +121,7 @@ def dominance_chart(spectra: Spectra) -> Chart:
     selectors = [Selector("measure", "measure", measures)]
     if not single:
         selectors.append(Selector("kind", "module type", kinds_of(spectra), ALL_KINDS))
-    view = {
-        "mark": {"type": "line", "strokeWidth": 2, "point": True, "tooltip": True},
-        "encoding": {
-            "x": {"field": "layer", "type": "ordinal", "title": "layer", "axis": {"labelAngle": 0}},
-            "y": {"field": "value", "aggregate": "mean", "type": "quantitative", "title": None},
-            **series,
-        },
-    }
+    view = lines_by_layer(series)
     return Chart(
         "dominance",
         "Dominance of the largest directions by layer",

@@ -129,10 +129,10 @@ class Spectrum:
 
     def intruders(self, matrices: list[MatrixSpectrum] | None = None) -> dict[str, float] | None:
         """The number of intruder dimensions over matrices (by default, all), and their share; None if not computed."""
-        found = [m.intruders for m in (self.matrices if matrices is None else matrices) if m.intruders is not None]
-        if not found:
+        known = [m.intruders for m in (self.matrices if matrices is None else matrices) if m.intruders is not None]
+        if not known:
             return None
-        count, examined = sum(item.count for item in found), sum(item.examined for item in found)
+        count, examined = sum(item.count for item in known), sum(item.examined for item in known)
         return {"count": float(count), "examined": float(examined), "share": count / examined if examined else math.nan}
 
     def as_dict(self) -> dict[str, Any]:

@@ -23,8 +23,8 @@ _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 def layer_of(name: str) -> int | None:
     """The number of the layer in a name such as `model.layers.3.self_attn.q_proj`: its first number; None without."""
-    found = _LAYER.search(name)
-    return None if found is None else int(found.group(1))
+    match = _LAYER.search(name)
+    return None if match is None else int(match.group(1))
 
 
 def kind_of(name: str) -> str:

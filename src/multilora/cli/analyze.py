@@ -139,9 +139,9 @@ def _show_spectrum(label: str, spectrum: Spectrum) -> None:
     for kind, matrices in [*spectrum.by_kind().items(), ("all", spectrum.matrices)]:
         mean = spectrum.mean(matrices)
         row = [kind, str(len(matrices)), *(_number(mean[name], FORMATS.get(name, ".1f")) for name in COLUMNS)]
-        found = spectrum.intruders(matrices)
+        intruders = spectrum.intruders(matrices)
         if has_intruders:
-            row.append("–" if found is None else f"{found['count']:.0f} of {found['examined']:.0f}")
+            row.append("–" if intruders is None else f"{intruders['count']:.0f} of {intruders['examined']:.0f}")
         rows.append(row)
     columns = ["module", "matrices", *COLUMNS.values(), *(["intruders"] if has_intruders else [])]
     table(f"spectrum of Delta W ({label}), means over layers", columns, rows)
@@ -158,17 +158,17 @@ def _show_branches(spectrum: Spectrum) -> None:
     matrices = [matrix.branches for matrix in spectrum.matrices if matrix.branches]
     rows = []
     for index in range(max(map(len, matrices))):
-        found = [(branches, branches[index]) for branches in matrices if index < len(branches)]
+        pairs = [(branches, branches[index]) for branches in matrices if index < len(branches)]
         overlaps = {
-            side: [value for _, own in found for other, value in enumerate(getattr(own, side)) if other != index]
+            side: [value for _, branch in pairs for other, value in enumerate(getattr(branch, side)) if other != index]
             for side in ("row_overlap", "column_overlap")
         }
         rows.append(
             [
                 str(index + 1),
-                _number(_mean([own.scale_mean_abs for _, own in found]), ".4f"),
-                _number(_mean([own.energy for _, own in found]), ".2f"),
-                _number(_mean([own.change_if_dropped for _, own in found]), ".2f"),
+                _number(_mean([branch.scale_mean_abs for _, branch in pairs]), ".4f"),
+                _number(_mean([branch.energy for _, branch in pairs]), ".2f"),
+                _number(_mean([branch.change_if_dropped for _, branch in pairs]), ".2f"),
                 _number(_mean(overlaps["row_overlap"]), ".3f"),
                 _number(_mean(overlaps["column_overlap"]), ".3f"),
             ]

@@ -80,11 +80,11 @@ def silent_libraries() -> Iterator[None]:
     """
     logger_class, show = logging.getLoggerClass(), warnings.showwarning
     installed = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib", "stdlib"))
-    own = str(Path(__file__).resolve().parents[1])
+    package = str(Path(__file__).resolve().parents[1])
 
     def show_others(message: Any, category: Any, filename: str, *arguments: Any, **options: Any) -> None:
         file = str(Path(filename).resolve())
-        if file.startswith(own) or not file.startswith(installed):
+        if file.startswith(package) or not file.startswith(installed):
             show(message, category, filename, *arguments, **options)
 
     logging.setLoggerClass(LibraryLogger)

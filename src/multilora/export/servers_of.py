@@ -26,21 +26,21 @@ def commands_of(path: Path, base: str | None = None) -> list[NextCommand]:
     name = path.stem or path.resolve().name
     if path.suffix == ".gguf" and path.is_file():
         return next_commands("gguf", Place(str(path), base or "BASE", name, str(path)))
-    found = candidate(path, base=base)
-    if found.run is not None and found.run.recipe.adapter.method == FULL:
-        return next_commands("merged", Place(str(found.run.weights), "BASE", name, str(path)))
-    if found.run is not None:
+    opened = candidate(path, base=base)
+    if opened.run is not None and opened.run.recipe.adapter.method == FULL:
+        return next_commands("merged", Place(str(opened.run.weights), "BASE", name, str(path)))
+    if opened.run is not None:
         raise InputError(
             f"{path} is a run, and other programs read plain LoRA or merged models; export it (multilora export {path} "
             "--to lora --out DIR), which prints the commands too"
         )
-    source = model_source(found.base)
-    if found.adapter is None:
+    source = model_source(opened.base)
+    if opened.adapter is None:
         return next_commands("merged", Place(source, "BASE", name, str(path)))
-    if found.adapter.method != "lora":
+    if opened.adapter.method != "lora":
         raise InputError(
-            f"{path} is an adapter of method `{found.adapter.method}`, which only PEFT reads; export it (multilora "
+            f"{path} is an adapter of method `{opened.adapter.method}`, which only PEFT reads; export it (multilora "
             f"export {path} --to merged --out DIR), which prints the commands too"
         )
-    facts = adapter_facts(found.adapter.folder, Path(source))
+    facts = adapter_facts(opened.adapter.folder, Path(source))
     return next_commands("lora", Place(str(path), source, name, str(path)), facts)

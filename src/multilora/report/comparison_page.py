@@ -90,8 +90,8 @@ def _updates(comparison: dict[str, Any], runs: dict[str, Run]) -> list[Block]:
 
 def spectra_figures(runs: dict[str, Run]) -> list[Block]:
     """The charts of the analyses of several runs; nothing without them."""
-    found = {label: read_json(run.path / ANALYSIS_FOLDER / SPECTRUM_FILE) for label, run in runs.items()}
-    spectra = {label: spectrum for label, spectrum in found.items() if spectrum is not None}
+    stored = {label: read_json(run.path / ANALYSIS_FOLDER / SPECTRUM_FILE) for label, run in runs.items()}
+    spectra = {label: spectrum for label, spectrum in stored.items() if spectrum is not None}
     if not spectra or any("kind" not in matrix for s in spectra.values() for matrix in s["matrices"]):
         return []
     return [Figure(chart) for chart in analysis_charts(spectra) if chart.rows]

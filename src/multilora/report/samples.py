@@ -35,8 +35,8 @@ def shown_pairs(pairs: Sequence[Pair]) -> list[tuple[str, Pair]]:
     """A few examples of every kind, with the kind in words; always the same ones."""
     shown: list[tuple[str, Pair]] = []
     for kind in ("became right", "became wrong", "unchanged"):
-        found = (pair for pair in pairs if _kind(pair) == kind)
-        shown += [(kind, pair) for pair in islice(found, SHOWN)]
+        of_kind = (pair for pair in pairs if _kind(pair) == kind)
+        shown += [(kind, pair) for pair in islice(of_kind, SHOWN)]
     return shown
 
 

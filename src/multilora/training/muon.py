@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from multilora.peft_method import MultiLoraLayer
 
@@ -71,8 +71,8 @@ def factor_layouts(model: nn.Module) -> dict[int, tuple[int, int]]:
     return layouts
 
 
-class Muon(Optimizer):
-    """Muon for the factors A and B of adapters, AdamW for all other parameters.
+class Muon(AdamW):
+    """Muon for the factors A and B of adapters; torch's AdamW, which this class extends, for all other parameters.
 
     Args:
         adamw: an AdamW over parameters of `model`, before its first step; its groups keep their learning rates, weight
@@ -88,7 +88,7 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 parts.setdefault(layouts.get(id(parameter)), []).append(parameter)
             groups += [{**group, "params": parameters, "layout": layout} for layout, parameters in parts.items()]
-        super().__init__(groups, dict(adamw.defaults))
+        super().__init__(groups)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -97,29 +97,26 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    (self._adamw if group["layout"] is None else self._muon)(parameter, parameter.grad, group)
+        groups = self.param_groups
+        for group in groups:
+            if group["layout"] is not None:
+                self._muon_step(group)
+        self.param_groups = [group for group in groups if group["layout"] is None]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
         return loss
 
-    def _muon(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-        step = branch_step(gradient.lerp(momentum, MOMENTUM), *group["layout"])  # Nesterov's
-        parameter.sub_(step, alpha=group["lr"])
-
-    def _adamw(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
-        beta1, beta2 = group["betas"]
-        state["step"] += 1
-        state["mean"].lerp_(gradient, 1 - beta1)
-        state["square"].lerp_(gradient.square(), 1 - beta2)
-        count = float(state["step"])
-        size = (state["square"] / (1 - beta2**count)).sqrt_().add_(group["eps"])
-        parameter.addcdiv_(state["mean"], size, value=-group["lr"] / (1 - beta1**count))
+    def _muon_step(self, group: dict[str, Any]) -> None:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                # AdamW, which loads the states, expects the number of steps in each.
+                state.update(step=torch.zeros(()), momentum=torch.zeros_like(parameter))
+            state["step"] += 1
+            momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
+            step = branch_step(parameter.grad.lerp(momentum, MOMENTUM), *group["layout"])  # Nesterov's
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=group["lr"])
