@@ -84,7 +84,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_files_are_refused(file, damage):
     file.write_bytes(DAMAGES[damage](file.read_bytes()))
-    with pytest.raises(InputError, match=r"model.safetensors: .*restore this file"):
+    with pytest.raises(InputError, match=r"model.safetensors: .*restore it"):
         read_layout(file)
 
 
