@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 
@@ -11,6 +12,7 @@ from huggingface_hub import ModelCard
 
 import multilora
 from multilora import combine_adapters, export_merged
+from multilora.charts.files import can_draw
 from multilora.export.card import add_card
 from multilora.export.lora.export_lora import write_lora
 from multilora.export.sources.source import open_source
@@ -32,6 +34,14 @@ def card_of(source, tmp_path, name="out", **arguments) -> str:
     return (tmp_path / name / "README.md").read_text()
 
 
+def write_scores(run, weights_of_step: int = 10) -> None:
+    """Scores of one task with a metric, and of one without."""
+    before = {"even": SCORE, "echo": {**SCORE, "value": None}}
+    after = {**before, "even": {**SCORE, "value": 0.75, "interval": [0.5, 0.9]}}
+    values = {"before": before, "after": after, "weights_of_step": weights_of_step}
+    (run.path / "eval.json").write_text(json.dumps(values))
+
+
 def section(card: str, title: str) -> str:
     found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card, re.DOTALL | re.MULTILINE)
     return found[1] if found else ""
@@ -45,15 +55,7 @@ def tables(text: str) -> list[list[list[str]]]:
 
 
 def test_the_card_of_a_run(run, tmp_path):
-    (run.path / "eval.json").write_text(
-        json.dumps(
-            {
-                "before": {"even": SCORE, "echo": {**SCORE, "value": None}},
-                "after": {"even": {**SCORE, "value": 0.75, "interval": [0.5, 0.9]}, "echo": {**SCORE, "value": None}},
-                "weights_of_step": 10,
-            }
-        )
-    )
+    write_scores(run)
     card = card_of(run, tmp_path)
     ((_, *facts), (_, *shares)) = tables(section(card, "Training"))
     facts = dict(facts)
@@ -87,6 +89,64 @@ def test_scores_of_other_weights_are_left_out(run, tmp_path):
     values = {"before": {"even": SCORE}, "after": {"even": SCORE}, "weights_of_step": 5}
     (run.path / "eval.json").write_text(json.dumps(values))
     assert section(card_of(run, tmp_path), "Scores") == ""
+
+
+def images(card: str) -> dict[str, str]:
+    """File of every image of a card -> its alternative text."""
+    return {file: text for text, file in re.findall(r"!\[([^]]*)\]\(([^)]*)\)", card)}
+
+
+@pytest.mark.skipif(not can_draw(), reason="vl-convert is not installed: pip install multilora[report]")
+def test_a_card_shows_charts_that_are_beside_it(run, tmp_path):
+    pillow = pytest.importorskip("PIL.Image")
+    write_scores(run)
+    write_lora(open_source(run), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert list(images(section(card, "Training"))) == ["training_loss.png"]
+    assert list(images(section(card, "Scores"))) == ["scores.png"]
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == set(images(card))
+    assert "95 % confidence interval" in images(card)["scores.png"]
+    multilora_colour, first_task_colour = (213, 94, 0), (0, 114, 178)
+    for file, colour in (("scores.png", multilora_colour), ("training_loss.png", first_task_colour)):
+        with pillow.open(tmp_path / "out" / file) as image:
+            drawn = {found: count for count, found in image.convert("RGB").getcolors(maxcolors=1 << 20)}
+            assert min(image.size) > 200
+        assert drawn[255, 255, 255] > 10_000  # the background, on dark pages too
+        assert drawn[colour] > 100
+
+
+@pytest.mark.skipif(not can_draw(), reason="vl-convert is not installed: pip install multilora[report]")
+def test_charts_of_what_is_not_known_are_left_out(run, tmp_path):
+    write_scores(run, weights_of_step=5)
+    (line, *_) = (run.path / "metrics.jsonl").read_text().splitlines()
+    (run.path / "metrics.jsonl").write_text(line + "\n")
+    write_lora(open_source(run), tmp_path / "out")
+    assert images((tmp_path / "out" / "README.md").read_text()) == {}
+    assert list((tmp_path / "out").glob("*.png")) == []
+
+
+def test_without_vl_convert_a_card_has_no_charts(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("multilora.charts.files.find_spec", lambda name: None)
+    write_scores(run)
+    write_lora(open_source(run), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert section(card, "Scores") != ""
+    assert images(card) == {}
+    assert "vl-convert" not in card
+    assert list((tmp_path / "out").glob("*.png")) == []
+
+
+def test_a_chart_that_cannot_be_written_leaves_no_export(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("multilora.runs.card_charts.can_draw", lambda: True)
+    monkeypatch.setattr("multilora.runs.card_charts.draw", full)
+    write_scores(run)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError, match="No space left"):
+        write_lora(open_source(run), tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_an_edited_adapter_has_neither_scores_nor_the_training_of_one_run(run, tmp_path):

@@ -42,7 +42,7 @@ def make_study(recipe: dict[str, Any], folder: Path) -> Path:
         },
         "search": {"trials": 2, "seeds": [1000]},
         "seeds": [0, 1],
-        "measure": ["spectrum", "forgetting"],
+        "measure": ["spectrum", "forgetting", "intruders"],
         "forgetting": {"path": str(text)},
         "output_dir": str(folder / "study"),
     }

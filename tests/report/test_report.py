@@ -1,4 +1,4 @@
-"""Reports of a run, a study and a comparison: what they say, and that a browser shows it without a network."""
+"""Reports of a run and a study: what they say, and that a browser shows it without a network."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_report_of_a_run_has_its_numbers(run):
     scores = json.loads((run / "eval.json").read_text())["after"]
     assert f"{scores['echo']['loss']:.3f}" in text
     value, (low, high) = scores["even"]["value"], scores["even"]["interval"]
-    assert f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})" in text
+    assert f"{100 * value:.1f} <small><span>({100 * low:.1f} to {100 * high:.1f})</span></small>" in text
     assert "95 % confidence intervals" in text
     assert "standard error" not in text
     charts = specifications(run / "report.html")
@@ -112,6 +112,13 @@ def test_the_report_of_a_study_has_its_numbers(study):
         if item["stage"] == "trial"
     }
     assert trials == expected
+    points = charts["forgetting_by_intruders"]["data"]["values"]
+    measured = [run for run in results["runs"] if run["stage"] in ("trial", "final")]
+    assert [(row["forgetting"], row["intruders"]) for row in points] == [
+        (run["forgetting"], run["intruders"]) for run in measured
+    ]
+    assert results["forgetting_by_intruders"]["runs"] == len(points) == 8
+    assert "rank correlation" in (study / "report.html").read_text(encoding="utf-8")
     losses = [item for item in results["differences"] if item["quantity"] == "loss"]
     drawn = [row for row in charts["differences"]["data"]["values"] if "nats" in row["quantity"]]
     assert {row["difference"] for row in drawn} >= {item["difference"] for item in losses}
@@ -127,7 +134,7 @@ def test_the_report_of_a_study_with_one_seed(study, tmp_path):
         item |= {"low": None, "high": None, "adjusted_p_value": None}
     file.write_text(json.dumps(results))
     text = report(tmp_path / "study").read_text(encoding="utf-8")
-    assert "one seed: interval unknown" in text
+    assert "(one seed: interval unknown)" in text
     assert "differences" not in specifications(tmp_path / "study" / "report.html")
 
 
@@ -170,7 +177,7 @@ def test_no_page_asks_for_anything_on_a_network(run, study):
 def test_what_is_no_run_raises(tmp_path):
     with pytest.raises(RunDirectoryError, match=r"no recipe\.yaml"):
         report(tmp_path / "nothing")
-    with pytest.raises(InputError, match="expected the folder of a run, a study"):
+    with pytest.raises(InputError, match="expected the folder of a run or of a study"):
         report(tmp_path)
     (tmp_path / "study.yaml").write_text("methods: {}")
     with pytest.raises(InputError, match="multilora study"):
@@ -193,6 +200,8 @@ def test_a_browser_shows_the_report(kind, width, dark, request):
         assert driver.execute_script("return document.querySelectorAll('.chart svg').length") == len(charts)
         page_width = driver.execute_script("return document.documentElement.scrollWidth")
         assert page_width <= width  # only tables scroll sideways, inside their frame
+        wide = "return [...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth).length"
+        assert width < 1200 or driver.execute_script(wide) == 0
         ink = driver.execute_script("return getComputedStyle(document.querySelector('.chart text')).fill")
         light = sum(map(int, re.findall(r"\d+", ink)[:3])) > 3 * 128
         assert light == dark

@@ -12,10 +12,9 @@ from multilora.analysis.figure_parts import (
     lines_by_layer,
     matrices_of,
     methods_of,
-    series_colours,
 )
 from multilora.charts.chart import Chart, Row, Selector
-from multilora.charts.styles import method_scales
+from multilora.charts.styles import method_scales, series_colours
 
 BRANCH_MEASURES = {
     "scale_mean_abs": "mean |scale|",

@@ -1,11 +1,9 @@
-"""What the charts of an analysis share: reading its JSON values, names of measures, colours of series."""
+"""What the charts of an analysis share: reading its JSON values, and lines by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-from multilora.charts.styles import SERIES
 
 ALL_KINDS, ALL_LAYERS = "all, averaged", "all, averaged"
 # Label -> `Spectrum.as_dict`.
@@ -48,11 +46,3 @@ def lines_by_layer(series: Mapping[str, Any]) -> dict[str, Any]:
             **series,
         },
     }
-
-
-def series_colours(field: str, values: Sequence[str]) -> dict[str, Any]:
-    """The encoding channel `color` of a field that is not the method."""
-    colours = [SERIES[index % len(SERIES)] for index in range(len(values))]
-    legend = {"title": None, "orient": "top", "columns": 4}
-    scale = {"domain": list(values), "range": colours}
-    return {"color": {"field": field, "type": "nominal", "scale": scale, "legend": legend}}

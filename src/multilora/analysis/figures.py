@@ -18,11 +18,10 @@ from multilora.analysis.figure_parts import (
     lines_by_layer,
     matrices_of,
     methods_of,
-    series_colours,
 )
 from multilora.analysis.similarity_figure import similarity_chart
 from multilora.charts.chart import Chart, Row, Selector
-from multilora.charts.styles import method_scales
+from multilora.charts.styles import method_scales, series_colours
 
 LONGEST = 64  # singular values per matrix that are drawn
 FLOOR = 1e-6  # smaller shares of the largest singular value are rounding errors of the weights; they are not drawn

@@ -7,8 +7,9 @@ darkened: all have a contrast of at least 3 : 1 on white and on dark pages. Dash
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # Method of the adapter -> colours of its first, second, ... variant.
 COLOURS: dict[str, tuple[str, ...]] = {
@@ -72,3 +73,11 @@ def method_scales(methods: Mapping[str, str], *, shapes: bool = False) -> dict[s
         "color": {"field": "method", "type": "nominal", "scale": colour, "legend": legend},
         second: {"field": "method", "type": "nominal", "scale": {"domain": domain, "range": values}, "legend": legend},
     }
+
+
+def series_colours(field: str, values: Sequence[str]) -> dict[str, Any]:
+    """The encoding channel `color` of a field that is not the method."""
+    colours = [SERIES[index % len(SERIES)] for index in range(len(values))]
+    legend = {"title": None, "orient": "top", "columns": 4}
+    scale = {"domain": list(values), "range": colours}
+    return {"color": {"field": field, "type": "nominal", "scale": scale, "legend": legend}}

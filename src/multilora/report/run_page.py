@@ -11,13 +11,14 @@ import yaml
 
 from multilora.analysis.analyze import ANALYSIS_FOLDER, SPECTRUM_FILE
 from multilora.analysis.figures import analysis_charts
+from multilora.charts.run_charts import before_after_chart, losses_chart
 from multilora.errors import DataError, RunDirectoryError
 from multilora.report.page import Block, Facts, Figure, Heading, Page, Section, Table, Text, Unfold
 from multilora.report.samples import examples, read_pairs, shown_pairs
-from multilora.report.score_charts import before_after_chart, before_after_table, spectrum_table
+from multilora.report.score_charts import before_after_table, spectrum_table
 from multilora.report.task_charts import interference_chart
 from multilora.report.texts import number, percent, seconds
-from multilora.report.training_charts import evaluations_chart, learning_rate_chart, losses_chart, shares_chart
+from multilora.report.training_charts import evaluations_chart, learning_rate_chart, shares_chart
 from multilora.runs.directory import Run
 
 TokenLosses = Mapping[tuple[str, int], Mapping[str, list[tuple[str, float]]]]

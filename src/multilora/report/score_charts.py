@@ -1,18 +1,13 @@
-"""Charts and tables of scores: before and after training, and by method."""
+"""Tables of the scores before and after training, and of the spectrum."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from multilora.charts.chart import Chart, Row, Selector
-from multilora.charts.styles import COLOURS, method_scales, method_styles
+from multilora.charts.run_charts import Scores
 from multilora.report.page import Table
 from multilora.report.texts import number, percent, percent_interval
-
-# task -> a `TaskScore` as JSON
-Scores = Mapping[str, Mapping[str, Any]]
-PERCENT = "score in percent"
 
 
 def before_after_table(before: Scores, after: Scores) -> Table:
@@ -49,107 +44,6 @@ def _protocols(scores: Scores) -> str:
     if len(found) == 1:
         return f"Protocol: {next(iter(found))}"
     return "Protocols: " + "; ".join(f"{protocol} ({', '.join(tasks)})" for protocol, tasks in found.items())
-
-
-def before_after_chart(before: Scores, after: Scores, method: str) -> Chart:
-    """Scores with intervals of one run, before and after training."""
-    rows: list[Row] = []
-    for task in after:
-        for when, scores in (("before", before), ("after", after)):
-            if scores[task]["value"] is not None:
-                rows.append({"task": task, "when": when, **_percents(scores[task])})
-    colour = {
-        "domain": ["before", "after"],
-        "range": [COLOURS["base"][0], method_styles({method: method})[method].colour],
-    }
-    channel = {"field": "when", "type": "nominal", "scale": colour, "legend": {"title": None, "orient": "top"}}
-    shape = {"field": "when", "type": "nominal", "legend": {"title": None, "orient": "top"}}
-    shape["scale"] = {"domain": ["before", "after"], "range": ["circle", "square"]}
-    return Chart(
-        "scores",
-        "Scores before and after training",
-        "Main metric of each task in percent with its 95 % confidence interval, before and after training.",
-        rows,
-        _interval_view({"color": channel, "shape": shape}, "task", "when"),
-        height=max(90, 56 * len(after)),
-    )
-
-
-def _percents(score: Mapping[str, Any]) -> dict[str, float]:
-    low, high = score.get("interval") or (score["value"], score["value"])
-    return {"value": 100 * score["value"], "low": 100 * low, "high": 100 * high}
-
-
-def _interval_view(channels: Mapping[str, Any], y: str, offset: str | None, title: str = PERCENT) -> dict[str, Any]:
-    position: dict[str, Any] = {"y": {"field": y, "type": "nominal", "title": None, "sort": None}}
-    if offset is not None:
-        position["yOffset"] = {"field": offset, "sort": None}
-    x = {"field": "value", "type": "quantitative", "title": title, "scale": {"zero": False}}
-    colour = channels["color"]
-    return {
-        "encoding": position,
-        "layer": [
-            {
-                "mark": {"type": "rule", "strokeWidth": 2},
-                "encoding": {
-                    "x": {**x, "field": "low"},
-                    "x2": {"field": "high"},
-                    "color": colour,
-                },
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1, "tooltip": {"content": "data"}},
-                "encoding": {"x": x, **channels},
-            },
-        ],
-    }
-
-
-def method_scores_table(base: Scores, results: Mapping[str, Scores], extra: Mapping[str, Sequence[str]]) -> Table:
-    """Scores of the base and of several methods, one run each.
-
-    Args:
-        base: scores of the base
-        results: label -> scores
-        extra: column -> texts: of the base, then of each label
-    """
-    tasks = {task: score["metric"] for task, score in base.items()}
-    columns = ["method", *(f"{task} ({metric})" for task, metric in tasks.items()), "mean loss", *extra]
-    rows = []
-    for index, (label, scores) in enumerate([("base", base), *results.items()]):
-        losses = [score["loss"] for score in scores.values()]
-        row = [label, *(percent_interval(scores[task]) for task in tasks), number(sum(losses) / len(losses), 3)]
-        rows.append([*row, *(values[index] for values in extra.values())])
-    return Table(
-        "Scores in percent with 95 % confidence intervals over the examples; loss in nats per response token, mean "
-        "over tasks",
-        columns,
-        rows,
-    )
-
-
-def method_scores_chart(base: Scores, results: Mapping[str, Scores], methods: Mapping[str, str]) -> Chart:
-    """Scores with intervals by method, one run each; one task at a time."""
-    every = {"base": base, **results}
-    rows = [
-        {"method": label, "task": task, **_percents(score)}
-        for task in base
-        for label, scores in every.items()
-        if (score := scores[task])["value"] is not None
-    ]
-    tasks = list(dict.fromkeys(str(row["task"]) for row in rows))
-    channels = method_scales({"base": "base", **methods}, shapes=True)
-    for channel in channels.values():
-        channel["legend"] = None  # the axis names the methods
-    return Chart(
-        "scores",
-        "Scores by method",
-        "Main metric of the selected task in percent with its 95 % confidence interval over the examples, by method.",
-        rows,
-        _interval_view(channels, "method", None),
-        selectors=[Selector("task", "task", tasks)] if tasks else [],
-        height=max(120, 34 * len(every)),
-    )
 
 
 def spectrum_table(spectrum: Mapping[str, Any]) -> Table:

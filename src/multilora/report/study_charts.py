@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from multilora.charts.chart import Chart, Row, Selector
-from multilora.charts.styles import method_scales
+from multilora.charts.styles import COLOURS, method_scales
 from multilora.report.training_charts import ALL_TASKS
+from multilora.study.relation import comparable_runs
 
 Results = Mapping[str, Any]
 MACRO = "macro"
@@ -175,49 +176,86 @@ def search_chart(results: Results, methods: Mapping[str, str]) -> Chart:
 
 
 _AGAINST = {
+    "macro_loss": "mean loss over tasks, nats per token",
     "effective_rank": "effective rank",
     "top1_energy": "energy in the top 1",
-    "intruders": "intruder dimensions per matrix",
-    "macro_loss": "mean loss over tasks, nats per token",
 }
 
 
 def forgetting_chart(results: Results, methods: Mapping[str, str]) -> Chart:
-    """Forgetting against task loss, rank and intruder dimensions, one point per run."""
+    """Forgetting against task loss and rank, one point per run."""
     rows: list[Row] = []
     for run in results["runs"]:
         if run.get("forgetting") is None or run["method"] not in methods or run["stage"] not in ("trial", "final"):
             continue
-        found = {**(run.get("spectrum") or {}), "macro_loss": run["macro_loss"], "intruders": run.get("intruders")}
+        found = {**(run.get("spectrum") or {}), "macro_loss": run["macro_loss"]}
         rows += [
-            {
-                "method": run["method"],
-                "stage": run["stage"],
-                "seed": run["seed"],
-                "against": title,
-                "value": found[name],
-                "forgetting": run["forgetting"],
-            }
+            {**_run(run), "against": title, "value": found[name], "forgetting": run["forgetting"]}
             for name, title in _AGAINST.items()
             if found.get(name) is not None
         ]
-    against = [title for title in ("mean loss over tasks, nats per token", *_AGAINST.values())]
-    against = [title for title in dict.fromkeys(against) if any(row["against"] == title for row in rows)]
-    y = {"field": "forgetting", "type": "quantitative", "scale": {"zero": False}}
-    view = {
+    against = [title for title in _AGAINST.values() if any(row["against"] == title for row in rows)]
+    return Chart(
+        "forgetting",
+        "Forgetting against task loss and rank",
+        "Loss on text of the kind that the base was pretrained on, in nats per token, against the selected measure; a "
+        f"point per run, trials included. Lower is less forgotten{_base_line(results)}.",
+        rows,
+        _forgetting_view(results, methods, "value", None),
+        selectors=[Selector("against", "against", against)] if against else [],
+    )
+
+
+def forgetting_by_intruders_chart(results: Results, methods: Mapping[str, str]) -> Chart:
+    """Forgetting against intruder dimensions, one point per run."""
+    rows = [
+        {
+            **_run(run),
+            "intruders": run["intruders"],
+            "forgetting": run["forgetting"],
+            "macro_loss": run["macro_loss"],
+        }
+        for run in comparable_runs(results["runs"])
+        if run["method"] in methods
+    ]
+    return Chart(
+        "forgetting_by_intruders",
+        "Forgetting against intruder dimensions",
+        "Loss on text of the kind that the base was pretrained on, in nats per token, against the mean number of "
+        "intruder dimensions per matrix: of the 10 largest singular vectors of the tuned weight, those that match none "
+        f"of the base's. A point per run, trials included{_base_line(results)}.",
+        rows,
+        _forgetting_view(results, methods, "intruders", "intruder dimensions per matrix"),
+    )
+
+
+def _run(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: run[name] for name in ("method", "stage", "seed")}
+
+
+def _base_loss(results: Results) -> float | None:
+    """The loss of the base on other text."""
+    loss: float | None = (results["base"] or {}).get("forgetting")
+    return loss
+
+
+def _base_line(results: Results) -> str:
+    return "" if _base_loss(results) is None else "; the dashed line is the base"
+
+
+def _forgetting_view(results: Results, methods: Mapping[str, str], field: str, title: str | None) -> dict[str, Any]:
+    """Points of forgetting against a field, above a line at the loss of the base if it is known."""
+    y = {"type": "quantitative", "scale": {"zero": False}, "title": "loss on other text, nats per token"}
+    points = {
         "mark": {"type": "point", "filled": True, "size": 80, "opacity": 0.9, "tooltip": {"content": "data"}},
         "encoding": {
-            "x": {"field": "value", "type": "quantitative", "scale": {"zero": False}, "title": None},
-            "y": {**y, "title": "loss on other text, nats per token"},
+            "x": {"field": field, "type": "quantitative", "scale": {"zero": False}, "title": title},
+            "y": {"field": "forgetting", **y},
             **method_scales(methods, shapes=True),
         },
     }
-    return Chart(
-        "forgetting",
-        "Forgetting",
-        "Loss on text of the kind that the base was pretrained on, in nats per token, against the selected measure; a "
-        "point per run, trials included. Lower is less forgotten.",
-        rows,
-        view,
-        selectors=[Selector("against", "against", against)] if against else [],
-    )
+    base = _base_loss(results)
+    if base is None:
+        return points
+    line = {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 1.5, "color": COLOURS["base"][0]}
+    return {"layer": [{"mark": line, "encoding": {"y": {"datum": base, **y}}}, points]}

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from multilora.analysis.analyze import ANALYSIS_FOLDER, SPECTRUM_FILE
+from multilora.analysis.figures import analysis_charts
 from multilora.analysis.similarity_figure import similarity_chart
-from multilora.errors import InputError, RunDirectoryError
-from multilora.report.comparison_page import spectra_figures
 from multilora.report.page import Block, Facts, Figure, Page, Section, Table, Text, Unfold
 from multilora.report.run_page import plan_table, read_json
 from multilora.report.study_charts import (
     differences_chart,
     final_scores_chart,
+    forgetting_by_intruders_chart,
     forgetting_chart,
     search_chart,
 )
@@ -25,8 +25,9 @@ from multilora.report.training_charts import method_losses_chart, shares_chart
 from multilora.runs.directory import Run
 from multilora.study.cells import CELLS
 from multilora.study.single_task_tables import single_task_table, transfer_table
-from multilora.study.subspaces import RESULTS_FILE, SIMILARITY_FILE, STUDY_FILE
-from multilora.study.tables import difference_table, method_table
+from multilora.study.stored import STUDY_FILE, adapter_methods, read_results, read_study
+from multilora.study.subspaces import SIMILARITY_FILE
+from multilora.study.tables import RELATION, difference_table, method_table, relation_table
 
 
 def study_page(path: Path) -> Page:
@@ -36,18 +37,8 @@ def study_page(path: Path) -> Page:
         InputError: there are no results yet.
         RunDirectoryError: a file is damaged.
     """
-    results = read_json(path / RESULTS_FILE)
-    if results is None:
-        raise InputError(f"{path}: has no {RESULTS_FILE} yet; run `multilora study {path / STUDY_FILE}` first")
-    single = results.get("single_task") or {}
-    for item in [
-        *results["differences"],
-        *single.get("differences", []),
-    ]:  # JSON has no infinite bounds, which are those of a single seed
-        item["low"], item["high"] = _or(item["low"], -math.inf), _or(item["high"], math.inf)
-        item["adjusted_p_value"] = _or(item["adjusted_p_value"], math.nan)
-    study = _study(path)
-    methods = {name: section["adapter"]["method"] for name, section in study["methods"].items()}
+    results, study = read_results(path), read_study(path)
+    methods = adapter_methods(study)
     finals = _final_runs(path, results)
     sections = [
         Section("What was run", _facts(study, results)),
@@ -57,28 +48,13 @@ def study_page(path: Path) -> Page:
         Section("Search", _figures(search_chart(results, methods))),
         Section("Training", _training(finals, methods, list(results["tasks"]))),
         Section("Weight updates", _updates(path, finals)),
-        Section("Forgetting", _figures(forgetting_chart(results, methods))),
+        Section("Forgetting", _forgetting(results, methods)),
         Section("Data", _data(finals)),
         Section("Study file and environment", _origin(path, finals)),
     ]
     count = len(study["seeds"])
     subtitle = f"{len(methods)} methods on {len(results['tasks'])} tasks, {count} seed{'s' if count > 1 else ''} each"
     return Page(f"Study {path.resolve().name}", subtitle, sections)
-
-
-def _or(value: float | None, other: float) -> float:
-    return other if value is None else value
-
-
-def _study(path: Path) -> dict[str, Any]:
-    try:
-        study = yaml.safe_load((path / STUDY_FILE).read_text(encoding="utf-8"))
-        _ = study["methods"], study["seeds"], study["recipe"]["model"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise RunDirectoryError(
-            f"{path / STUDY_FILE}: cannot be read ({error}); run the study again, which writes it"
-        ) from None
-    return dict(study)
 
 
 def _final_runs(path: Path, results: Mapping[str, Any]) -> dict[str, list[Run]]:
@@ -111,12 +87,33 @@ def _facts(study: Mapping[str, Any], results: Mapping[str, Any]) -> list[Block]:
 
 
 def _results(results: Mapping[str, Any], methods: Mapping[str, str]) -> list[Block]:
-    caption = (
-        "Mean ± standard deviation over seeds, on the evaluation split. Scores in percent; losses and forgetting in "
-        "nats per token; settings were chosen on the validation split"
-    )
-    blocks: list[Block] = [Table(caption, *method_table(results))]
-    return [*blocks, *_figures(final_scores_chart(results, methods)), *_figures(task_changes_chart(results))]
+    columns, cells = method_table(results)
+    rows = [dict(zip(columns, row, strict=True)) for row in cells]
+    cut = columns.index("macro loss") + 1 if "macro loss" in columns else len(columns)
+    # The setting is below the name of the method: a column of its own would make the table too wide.
+    scored, others = [name for name in columns[1:cut] if name != "setting"], columns[cut:]
+    blocks: list[Block] = [
+        Table(
+            "Mean ± standard deviation over seeds, on the evaluation split. Scores in percent, losses in nats per "
+            "token; macro is the mean over tasks. Settings were chosen on the validation split",
+            ["method", *scored],
+            [[_with_setting(row), *(row[name] for name in scored)] for row in rows],
+        )
+    ]
+    if others:
+        blocks.append(
+            Table(
+                "The other measurements of these runs, mean ± standard deviation over seeds: loss on other text in "
+                "nats per token (forgetting), intruder dimensions per matrix, cost, effective rank of the update",
+                ["method", *others],
+                [[row["method"], *(row[name] for name in others)] for row in rows],
+            )
+        )
+    return [*blocks, *_figures(final_scores_chart(results, methods), task_changes_chart(results))]
+
+
+def _with_setting(row: Mapping[str, str]) -> str:
+    return f"{row['method']} ({row['setting']})" if row.get("setting") else row["method"]
 
 
 def _differences(results: Mapping[str, Any], methods: Mapping[str, str]) -> list[Block]:
@@ -155,12 +152,29 @@ def _training(finals: Mapping[str, list[Run]], methods: Mapping[str, str], tasks
 
 
 def _updates(path: Path, finals: Mapping[str, list[Run]]) -> list[Block]:
-    blocks = spectra_figures({name: runs[0] for name, runs in finals.items() if runs})
+    blocks = _spectra({name: runs[0] for name, runs in finals.items() if runs})
     similarities = read_json(path / SIMILARITY_FILE)
     if similarities is not None:
         return [*blocks, *_figures(similarity_chart(similarities))]
     if len(finals) > 1:
         blocks.append(Text(f"How similar the updates are is not computed yet: multilora analyze {path}."))
+    return blocks
+
+
+def _spectra(runs: Mapping[str, Run]) -> list[Block]:
+    """The charts of the analyses of several runs; nothing without them."""
+    stored = {label: read_json(run.path / ANALYSIS_FOLDER / SPECTRUM_FILE) for label, run in runs.items()}
+    spectra = {label: spectrum for label, spectrum in stored.items() if spectrum is not None}
+    if not spectra or any("kind" not in matrix for s in spectra.values() for matrix in s["matrices"]):
+        return []
+    return _figures(*analysis_charts(spectra))
+
+
+def _forgetting(results: Mapping[str, Any], methods: Mapping[str, str]) -> list[Block]:
+    blocks = _figures(forgetting_chart(results, methods), forgetting_by_intruders_chart(results, methods))
+    if results.get("forgetting_by_intruders") is not None:
+        caption = "Rank correlation of forgetting with the number of intruder dimensions"
+        blocks += [Table(caption, *relation_table(results)), Text(RELATION)]
     return blocks
 
 

@@ -1,29 +1,15 @@
-"""Charts of training: losses per task, learning rate, scores while training; of one run or of several methods."""
+"""Charts of training: losses of several methods, learning rate, scores while training, shares of the mixture."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multilora.analysis.figure_parts import series_colours
 from multilora.charts.chart import Chart, Row, Selector
-from multilora.charts.styles import method_scales
+from multilora.charts.run_charts import STEP, Lines, line_view, loss_rows
+from multilora.charts.styles import method_scales, series_colours
 
 ALL_TASKS = "all, averaged"
-STEP = {"field": "step", "type": "quantitative", "title": "step"}
-Lines = Sequence[Mapping[str, Any]]
-
-
-def losses_chart(lines: Lines, tasks: Sequence[str]) -> Chart:
-    """Training loss per task of one run, from its `metrics.jsonl`."""
-    rows = list(_losses(lines, tasks))
-    return Chart(
-        "training_loss",
-        "Training loss per task",
-        "Mean loss in nats per trained token since the previous log, against the step; one line per task.",
-        rows,
-        _lines("loss", "nats per trained token", series_colours("task", tasks)),
-    )
 
 
 def method_losses_chart(runs: Mapping[str, Sequence[Lines]], methods: Mapping[str, str], tasks: Sequence[str]) -> Chart:
@@ -38,7 +24,7 @@ def method_losses_chart(runs: Mapping[str, Sequence[Lines]], methods: Mapping[st
         {"method": label, "run": number, **row}
         for label, found in runs.items()
         for number, lines in enumerate(found)
-        for row in _losses(lines, tasks)
+        for row in loss_rows(lines, tasks)
     ]
     return Chart(
         "training_loss",
@@ -46,24 +32,10 @@ def method_losses_chart(runs: Mapping[str, Sequence[Lines]], methods: Mapping[st
         "Mean loss in nats per trained token since the previous log, against the step; one line per method, mean over "
         "its runs.",
         rows,
-        _lines("loss", "nats per trained token", method_scales(methods)),
+        line_view("loss", "nats per trained token", method_scales(methods)),
         selectors=[Selector("task", "task", list(tasks), ALL_TASKS)],
         facet="task",
     )
-
-
-def _losses(lines: Lines, tasks: Sequence[str]) -> Iterable[dict[str, Any]]:
-    for line in lines:
-        for task in tasks:
-            loss = line.get(f"loss/{task}")
-            if loss is not None:
-                yield {"step": line["step"], "task": task, "loss": loss}
-
-
-def _lines(field: str, title: str, channels: Mapping[str, Any]) -> dict[str, Any]:
-    y = {"field": field, "aggregate": "mean", "type": "quantitative", "title": title, "scale": {"zero": False}}
-    mark = {"type": "line", "strokeWidth": 2, "tooltip": True}
-    return {"mark": mark, "encoding": {"x": STEP, "y": y, **channels}}
 
 
 def learning_rate_chart(lines: Lines) -> Chart:

@@ -17,7 +17,7 @@ def report(source: Run | str | Path, out: str | Path | None = None, *, token_los
     """Write a report as one HTML file that needs no network. An existing file is replaced.
 
     Args:
-        source: a finished run, or the folder of a study or of a comparison
+        source: a finished run, or the folder of a study
         out: the file; by default `report.html` in the folder
         token_losses: of a run: load the base and the trained model, and show the loss of each token of the correct
             answers to the shown examples
@@ -29,9 +29,8 @@ def report(source: Run | str | Path, out: str | Path | None = None, *, token_los
         RunDirectoryError: not a finished run, or a file of it is damaged.
         InputError: the folder holds none of these.
     """
-    from multilora.report.comparison_page import COMPARISON_FILE, comparison_page
     from multilora.report.study_page import study_page
-    from multilora.study.subspaces import RESULTS_FILE, STUDY_FILE
+    from multilora.study.stored import RESULTS_FILE, STUDY_FILE
 
     path = source.path if isinstance(source, Run) else Path(source)
     if isinstance(source, Run) or (path / RECIPE_FILE).exists() or not path.is_dir():
@@ -46,14 +45,12 @@ def report(source: Run | str | Path, out: str | Path | None = None, *, token_los
         page = run_page(run, losses)
     elif token_losses:
         raise InputError(f"{path}: token losses are those of a run, and this is none; leave --token-losses out")
-    elif (path / COMPARISON_FILE).is_file():
-        page = comparison_page(path)
     elif (path / STUDY_FILE).is_file():
         page = study_page(path)
     else:
         raise InputError(
-            f"{path}: no {RECIPE_FILE}, {STUDY_FILE} or {COMPARISON_FILE} here; expected the folder of a run, a study "
-            f"or a comparison (a study has {RESULTS_FILE} when its first runs are finished)"
+            f"{path}: no {RECIPE_FILE} or {STUDY_FILE} here; expected the folder of a run or of a study (a study has "
+            f"{RESULTS_FILE} when its first runs are finished)"
         )
     file = path / REPORT_FILE if out is None else Path(out)
     write_text(file, page.html())

@@ -60,7 +60,7 @@ def render_card(
         known: what is known
         base: folder or hub name of the base
         uses: how programs load it: objects with the fields of `Use`
-        more: rank, notes, proof and proof_rows of an export
+        more: rank, notes, proof, proof_rows and images (section -> `CardImage`) of an export
     """
     hub_base = base_on_hub(base)
     context = {
@@ -71,7 +71,7 @@ def render_card(
         "multilora": version("multilora"),
         "known": known,
         "commands": uses,
-        **{"rank": None, "notes": (), "proof": None, "proof_columns": (), "proof_rows": ()},
+        **{"rank": None, "notes": (), "proof": None, "proof_columns": (), "proof_rows": (), "images": {}},
         **(more or {}),
     }
     environment = Environment(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from multilora.errors import RunDirectoryError
 from multilora.methods import FULL
 from multilora.recipe.built_in_tasks import built_in
 from multilora.recipe.schema import HUB_PREFIX, TaskSection
-from multilora.runs.directory import Run
+from multilora.runs.directory import EVAL_FILE, Run
 from multilora.saved_adapter import CONFIG_FILE
 
 CARD_FILE = "README.md"
@@ -61,8 +62,19 @@ def run_facts(run: Run) -> CardFacts:
     Raises:
         RunDirectoryError: the run is damaged.
     """
-    try:
+    with readable(run):
         return _run_facts(run)
+
+
+@contextmanager
+def readable(run: Run) -> Iterator[None]:
+    """Turn the errors of a block that reads the files of a run into one that names them.
+
+    Raises:
+        RunDirectoryError: the run is damaged.
+    """
+    try:
+        yield
     except RunDirectoryError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -70,6 +82,12 @@ def run_facts(run: Run) -> CardFacts:
             f"{run.path}: one of plan/plan.json, train.json, eval.json and environment.json is damaged "
             f"({type(error).__name__}: {error}); restore it, or train again"
         ) from error
+
+
+def evaluation_of(run: Run) -> dict[str, Any]:
+    """The content of `eval.json`; empty if it is of other weights, as of a run that was extended."""
+    evaluation = _read_json(run.path / EVAL_FILE)
+    return evaluation if evaluation.get("weights_of_step") == run.training["weights_of_step"] else {}
 
 
 def _run_facts(run: Run) -> CardFacts:
@@ -90,7 +108,7 @@ def _run_facts(run: Run) -> CardFacts:
     ]
     facts.unit, facts.tasks = str(plan.get("unit", "")).replace("_", " "), _tasks(plan, recipe.tasks)
     facts.template = _template(recipe.data.template)
-    facts.protocols, facts.scores = _scores(_read_json(run.path / "eval.json"), trained["weights_of_step"])
+    facts.protocols, facts.scores = _scores(evaluation_of(run))
     paths = [section.path or "" for section in recipe.tasks]
     datasets = [path.removeprefix(HUB_PREFIX).partition(":")[0] for path in paths if path.startswith(HUB_PREFIX)]
     facts.metadata = {"datasets": sorted(set(datasets))} if datasets else {}
@@ -192,9 +210,9 @@ def _template(name: str) -> str:
     return ""
 
 
-def _scores(evaluation: dict[str, Any], weights_of_step: int) -> tuple[bool, list[list[str]]]:
-    """Return the rows of the scores; none if they are of other weights, as of a run that was extended."""
-    if evaluation.get("weights_of_step") != weights_of_step:
+def _scores(evaluation: dict[str, Any]) -> tuple[bool, list[list[str]]]:
+    """Whether the prompts and metrics have names, and the rows of the scores."""
+    if not evaluation:
         return False, []
     before, after = evaluation["before"], evaluation["after"]
     protocols = any(score.get("protocol") for score in after.values())

@@ -10,6 +10,7 @@ from multilora.study.differences import FinalRun, compare_with_reference, wins_t
 from multilora.study.folder import CellResult, failure_of
 from multilora.study.load import Study
 from multilora.study.measures import finished_result, scores_of
+from multilora.study.relation import forgetting_by_intruders
 from multilora.study.search import Choice, choose
 from multilora.study.single_task import single_task_cells
 from multilora.study.status import study_status
@@ -31,6 +32,7 @@ def study_results(cells: StudyCells) -> dict[str, Any]:
     base = finished_result(study, cells.base)
     status = study_status(cells)
     tasks = _tasks(base, finals)
+    runs = list(_runs(cells, choices, singles))
     return {
         "reference": study.reference,
         "tasks": tasks,
@@ -52,7 +54,8 @@ def study_results(cells: StudyCells) -> dict[str, Any]:
             None if base is None else scores_of(base, "eval"),
             list(tasks),
         ),
-        "runs": list(_runs(cells, choices, singles)),
+        "forgetting_by_intruders": forgetting_by_intruders(runs),
+        "runs": runs,
         "differences": [item.as_dict() for item in comparisons],
         "notes": [*_notes(cells, choices, finals), *_single_task_notes(study, singles)],
         "cells": {state: status.count(state) for state in ("finished", "failed", "running", "broken off", "waiting")},

@@ -62,3 +62,12 @@ def interval_text(item: Mapping[str, Any]) -> str:
     if low == float("-inf"):
         return f"{middle:+.{digits}f} (one seed: interval unknown)"
     return f"{middle:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}, over {item['over']})"
+
+
+def correlation_text(item: Mapping[str, float | None]) -> str:
+    """A correlation with its interval."""
+    value, low, high = (item[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "not defined"
+    interval = "interval unknown" if low is None else f"{low:+.2f} to {high:+.2f}"
+    return f"{value:+.2f} ({interval})"

@@ -14,6 +14,7 @@ from multilora.study.results import study_results
 from multilora.study.single_task_tables import single_task_parts, transfer_rows
 from multilora.study.table_text import (
     Rows,
+    correlation_text,
     csv_text,
     interval_text,
     latex_row,
@@ -25,6 +26,11 @@ from multilora.study.table_text import (
 )
 
 RESULTS = "results"
+RELATION = (
+    "The correlations, with 95 % intervals, are over all trials and final runs: above 0, runs with more intruder "
+    "dimensions per matrix forget more. The second row compares runs at equal mean loss over tasks (partial "
+    "correlation). Runs of one method are alike, so the intervals are too narrow, and a correlation shows no cause."
+)
 
 
 def write_tables(cells: StudyCells) -> Path:
@@ -59,6 +65,8 @@ def markdown(results: Mapping[str, Any]) -> str:
             "and several methods some do so by chance."
         )
     parts += single_task_parts(results)
+    if results["forgetting_by_intruders"] is not None:
+        parts += ["## Forgetting and intruder dimensions", markdown_table(*relation_table(results)), RELATION]
     curves = curve_table(results)
     if curves[1]:
         parts += ["## Trials", markdown_table(*curves), "On the validation split; mean over the seeds of the search."]
@@ -72,19 +80,21 @@ def method_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
     """One row per method: scores, macro averages, cost and spectrum."""
     tasks = results["tasks"]
     columns = ["method", "setting", "seeds", *(f"{task} ({metric})" for task, metric in tasks.items())]
-    columns += ["macro score", "macro loss", "forgetting", "parameters", "seconds", "GiB", "effective rank"]
+    columns += ["macro score", "macro loss", "forgetting", "intruders"]
+    columns += ["parameters", "seconds", "GiB", "effective rank"]
     rows = []
     base = results["base"]
     if base is not None:
         scores = [percent(base["scores"][task]["value"]) for task in tasks]
         rows.append(["base", "", "", *scores, percent(base["macro_score"]), number_text(base["macro_loss"], 3)])
-        rows[-1] += [number_text(base["forgetting"], 3), "", "", "", ""]
+        rows[-1] += [number_text(base["forgetting"], 3), "", "", "", "", ""]
     for method, values in _methods(results).items():
         cells = [spread_text(values["scores"].get(task), percent) for task in tasks]
         cells += [
             spread_text(values["macro_score"], percent),
             spread_text(values["macro_loss"], lambda number: number_text(number, 3)),
             spread_text(values["forgetting"], lambda number: number_text(number, 3)),
+            spread_text(values["intruders"], lambda number: number_text(number, 2)),
             number_text(mean_of(values["trainable_parameters"]), 0),
             number_text(mean_of(values["seconds"]), 0),
             number_text(None if (peak := mean_of(values["peak_memory"])) is None else peak / 2**30, 2),
@@ -92,7 +102,13 @@ def method_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
         ]
         setting = ", ".join(setting_texts(values["setting"] or {}))
         rows.append([method, setting, str(len(values["seeds"])), *cells])
-    return columns, rows
+    return _without_empty(columns, rows)
+
+
+def _without_empty(columns: list[str], rows: Rows) -> tuple[list[str], Rows]:
+    """Leave out the columns without any value, such as those of measures that the study does not have."""
+    kept = [index for index in range(len(columns)) if any(row[index] not in ("", "–") for row in rows)]
+    return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
 
 
 def _methods(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -122,6 +138,14 @@ def difference_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
             row += ["–", "–"] if item is None else [interval_text(item), f"{item['adjusted_p_value']:.3f}"]
         rows.append([*row, "/".join(map(str, results["methods"][method]["wins_ties_losses"]))])
     return columns, rows
+
+
+def relation_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
+    """The correlation of forgetting and intruder dimensions: over all runs, and at equal task loss."""
+    found = results["forgetting_by_intruders"]
+    names = {"spearman": "as measured (Spearman)", "at_equal_loss": "at equal task loss (partial)"}
+    rows = [[name, str(found["runs"]), correlation_text(found[key])] for key, name in names.items()]
+    return ["forgetting and intruder dimensions", "runs", "rank correlation"], rows
 
 
 def curve_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
