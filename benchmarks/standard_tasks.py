@@ -23,6 +23,7 @@ from typing import Any
 
 SUPERGLUE = {
     "boolq": "BoolQ", "cb": "CB", "copa": "COPA", "multirc": "MultiRC", "rte": "RTE", "wic": "WiC", "wsc": "WSC",
+    "record": "ReCoRD",
 }  # fmt: skip
 OURS, THEIRS = "multilora", "lm-eval's model"
 
@@ -63,7 +64,7 @@ def score(options: argparse.Namespace, task: str, engine: str, limit: int | None
     manager = TaskManager()
     path, eval_path = Path(options.data, folder), None
     if task != "mmlu":  # questions without examples: the training file is not read, and may be a part of it
-        eval_path = path / "val.jsonl"
+        eval_path = next(path / name for name in ("val.jsonl", "dev32.jsonl") if (path / name).exists())
         path = next(item for item in sorted(path.glob("*train*.jsonl")))
     section = TaskSection(name=task, path=str(path), eval_path=None if eval_path is None else str(eval_path))
     item = local_task(section, manager)

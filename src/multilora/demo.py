@@ -1,60 +1,72 @@
-"""Demo: the paper's comparison at small scale, on the embedded base and its four generated tasks."""
+"""Demo: a small study of LoRA, MultiLoRA and full fine-tuning, on the embedded base and its four generated tasks."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from multilora.errors import RunDirectoryError
 from multilora.foreign_errors import own_errors
-from multilora.methods import FULL
-from multilora.recipe import Recipe
+from multilora.modeling import best_device
 from multilora.report.write import report
-from multilora.study.compare import Comparison, compare
+from multilora.study.launch import run_in_processes
+from multilora.study.load import Study
+from multilora.study.worker import run_study
 
-RANK, BRANCHES = 8, 3
-
-RECIPE: dict[str, Any] = {
-    "model": {"name_or_path": "nano", "dtype": "float32", "attn_implementation": "eager"},
-    "tasks": [
-        {"name": "nano/instructions"},
-        {"name": "nano/understanding"},
-        {"name": "nano/knowledge"},
-        {"name": "nano/arithmetic"},
-    ],
-    "training": {"max_steps": 260, "per_device_train_batch_size": 32, "save_strategy": "no"},
-    "evaluation": {"max_examples": 200, "max_new_tokens": 48},
-}
-
-METHODS: dict[str, dict[str, Any]] = {
-    f"lora r={RANK}": {
-        "adapter": {"method": "lora", "r": RANK},
-        "training": {"learning_rate": 5e-3},
+# The settings are those that recipes/studies/nano.yaml chose.
+STUDY: dict[str, Any] = {
+    "recipe": {
+        "model": {"name_or_path": "nano", "dtype": "float32", "attn_implementation": "eager"},
+        "tasks": [
+            {"name": "nano/instructions"},
+            {"name": "nano/understanding"},
+            {"name": "nano/knowledge"},
+            {"name": "nano/arithmetic"},
+        ],
+        "training": {"max_steps": 200, "per_device_train_batch_size": 16, "save_strategy": "no"},
+        "evaluation": {"max_examples": 100, "max_new_tokens": 48},
     },
-    f"lora r={RANK * BRANCHES}": {
-        "adapter": {"method": "lora", "r": RANK * BRANCHES},
-        "training": {"learning_rate": 5e-3},
+    "methods": {
+        "lora r=24": {"adapter": {"method": "lora", "r": 24}, "training": {"learning_rate": 5e-3}},
+        "multilora 3x8": {
+            "adapter": {"method": "multilora", "r": 8, "num_branches": 3},
+            "optimizer": {"scale_lr_factor": 5},
+            "training": {"learning_rate": 8e-3},
+        },
+        "full": {"adapter": {"method": "full"}, "training": {"learning_rate": 2e-3}},
     },
-    f"multilora {BRANCHES}x{RANK}": {
-        "adapter": {"method": "multilora", "r": RANK, "num_branches": BRANCHES},
-        "training": {"learning_rate": 1e-2},
-    },
-    FULL: {
-        "adapter": {"method": FULL},
-        "training": {"learning_rate": 2e-3},
-    },
+    "seeds": [0, 1],
+    "reference": "lora r=24",
+    "measure": ["spectrum"],
 }
 
 
 @own_errors
-def run_demo(out: str | Path) -> Comparison:
-    """Train and compare four methods, and write the runs and `report.html` to `out`.
+def run_demo(out: str | Path, *, note: Callable[[str], None] = lambda line: None) -> Study:
+    """Run the study of the demo in a new folder, and write its tables and `report.html`.
+
+    Without a GPU, two processes share the CPU cores: a model this small leaves most of them idle.
+
+    Args:
+        out: the study folder
+        note: called with a line of progress before every run
 
     Raises:
         RunDirectoryError: `out` is a file or a non-empty folder.
+        RunError: a run failed.
     """
-    comparison = compare(Recipe.load(RECIPE), METHODS, out)
-    report(comparison.path)
-    return comparison
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise RunDirectoryError(f"{out}: exists; choose a new folder for the demo, or remove it")
+    study = Study.load({**STUDY, "output_dir": str(out)})
+    if best_device().type == "cpu" and (os.cpu_count() or 1) > 1:
+        run_in_processes(study, 2, report=note)
+    else:
+        run_study(study, report=note)
+    report(study.path)
+    return study
 
 
 def next_free(path: Path) -> Path:

@@ -162,8 +162,9 @@ def test_shipped_studies_are_valid_and_name_the_schema(path, validator):
     assert (path.parent / Path(first.rpartition("=")[2])).resolve() == SHIPPED
 
 
-def test_the_nano_study_loads():
-    cells = cells_of(REPOSITORY / "recipes" / "studies" / "nano.yaml")
+@pytest.mark.parametrize("name", ["nano", "nano_muon"])
+def test_the_nano_studies_load(name):
+    cells = cells_of(REPOSITORY / "recipes" / "studies" / f"{name}.yaml")
     assert len(all_cells(cells)) == 1 + 4 * 3
 
 

@@ -10,7 +10,7 @@ from multilora.cli.options import AsJson
 
 
 def report(
-    source: Annotated[str, typer.Argument(metavar="RUN|STUDY", help="Folder of a finished run, a study or a demo.")],
+    source: Annotated[str, typer.Argument(metavar="RUN|STUDY", help="Folder of a finished run or of a study.")],
     out: Annotated[
         str | None, typer.Option("--out", metavar="FILE", help="The HTML file; by default report.html in the folder.")
     ] = None,

@@ -86,24 +86,11 @@ def study(
         run_in_processes(loaded, workers, retry_failed=retry_failed, report=report)
     else:
         run_study(loaded, retry_failed=retry_failed, report=report)
+    from multilora.cli.study_output import show_results
     from multilora.report.write import report as write_report
 
     write_report(loaded.path)
-    _show_results(cells, as_json=json)
-
-
-def _show_results(cells: Any, *, as_json: bool) -> None:
-    import json
-
-    from multilora.cli.show import show_json
-    from multilora.study.tables import RESULTS
-
-    folder = cells.study.path / RESULTS
-    if as_json:
-        show_json(json.loads((folder / "results.json").read_text(encoding="utf-8")))
-    else:
-        print((folder / "summary.md").read_text(encoding="utf-8"))
-        print(f"tables: {folder}\nreport: {cells.study.path / 'report.html'}")
+    show_results(loaded.path, as_json=json)
 
 
 def _show_status(status: StudyStatus, *, as_json: bool) -> None:
@@ -139,6 +126,6 @@ def _show_estimates(estimates: Any) -> None:
     ]
     table(
         f"{len(estimates)} cells, about {duration(sum(item.seconds for item in estimates))} with one process",
-        ["cell", "id", "time", "GiB", "estimated from"],
+        ["cell", "id", "time", "peak GiB", "estimated from"],
         rows,
     )

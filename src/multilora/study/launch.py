@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from multilora.errors import RunError
 from multilora.foreign_errors import own_errors
+from multilora.progress import QUIET
 from multilora.study.cells import StudyCells
 from multilora.study.folder import forget_failure, write_study
 from multilora.study.load import Study
@@ -90,7 +91,7 @@ def _gpus() -> list[str]:
 
 
 def _environment(index: int, workers: int, gpus: list[str]) -> dict[str, str]:
-    environment = dict(os.environ)
+    environment = {**os.environ, QUIET: "1"}  # the bars of several processes would overwrite each other
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
     else:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from multilora.analysis.compare import Analysis, analyze_updates
 from multilora.analysis.sources import UpdateSource, open_updates
@@ -16,9 +12,10 @@ from multilora.foreign_errors import own_errors
 from multilora.methods import FULL
 from multilora.runs.directory import Run
 from multilora.study.cells import CELLS
+from multilora.study.stored import adapter_methods, read_results, read_study
 from multilora.study.tables import RESULTS
 
-STUDY_FILE, RESULTS_FILE, SIMILARITY_FILE = "study.yaml", f"{RESULTS}/results.json", f"{RESULTS}/similarity.json"
+SIMILARITY_FILE = f"{RESULTS}/similarity.json"
 
 
 @own_errors
@@ -35,7 +32,7 @@ def compare_finals(path: str | Path) -> Analysis:
         InputError: it has no results, or no two final runs that can be compared.
     """
     path = Path(path)
-    results, methods = _read(path)
+    results, methods = read_results(path), adapter_methods(read_study(path))
     finals: dict[str, list[tuple[str, Path]]] = {}
     for run in results["runs"]:
         folder = path / CELLS / run["id"]
@@ -64,15 +61,3 @@ def _open(label: str, folder: Path) -> UpdateSource:
     source = open_updates(Run(folder))
     source.label = label
     return source
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The results, and the adapter method of each method."""
-    try:
-        results = json.loads((path / RESULTS_FILE).read_text(encoding="utf-8"))
-        study = yaml.safe_load((path / STUDY_FILE).read_text(encoding="utf-8"))
-        return results, {name: section["adapter"]["method"] for name, section in study["methods"].items()}
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: {RESULTS_FILE} or {STUDY_FILE} cannot be read ({error}); run `multilora study` first"
-        ) from None
