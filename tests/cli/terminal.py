@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 
 import pexpect
@@ -23,6 +24,8 @@ def start(arguments, folder, *, columns=80, timeout=600):
         dimensions=(40, columns),
         encoding="utf-8",
         timeout=timeout,
+        # A background job of a shell ignores Ctrl-C, and would pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

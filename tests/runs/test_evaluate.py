@@ -10,7 +10,7 @@ from processes import WORLD, run_in_two_processes
 
 import multilora
 import multilora.evaluation.score as score_module
-from multilora.errors import InputError
+from multilora.errors import InputError, RunDirectoryError
 from multilora.evaluation.samples import read_samples
 from multilora.export.lora.export_lora import export_lora
 from multilora.export.merged.export_merged import export_merged
@@ -41,6 +41,16 @@ def test_a_run_its_adapter_and_its_exports_have_the_same_scores(run, tmp_path):
     samples = {path.stem: read_samples(path) for path in (tmp_path / "samples").iterdir()}
     assert len(samples) == len(models)
     assert {len(rows) for rows in samples.values()} == {sum(score.n for score in trained.values())}
+
+
+@pytest.mark.parametrize("name", ["eval.json", "adapter/README.md"])
+def test_a_folder_in_the_place_of_a_file_is_found_before_anything_is_written(run, name):
+    (run.path / name).unlink(missing_ok=True)
+    (run.path / name).mkdir()
+    before = sorted(run.path.rglob("*"))
+    with pytest.raises(RunDirectoryError, match="is a folder, expected a file or nothing; remove it"):
+        multilora.evaluate(run, max_examples=2)
+    assert sorted(run.path.rglob("*")) == before
 
 
 def test_other_tasks_need_no_run(run, tmp_path, recipe):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multilora.errors import InputError
+from multilora.errors import InputError, RunDirectoryError
 from multilora.files import copy_file, write_json
 from multilora.foreign_errors import own_errors
 from multilora.processes import is_main_process, join_processes
@@ -19,6 +19,7 @@ from multilora.recipe import Recipe
 from multilora.references import load_reference
 from multilora.runs.candidate import Candidate, candidate
 from multilora.runs.card import write_run_card
+from multilora.runs.card_facts import CARD_FILE
 from multilora.runs.directory import EVAL_FILE, Run
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ def evaluate(run: Run | str | Path, *, max_examples: int | None = None, shots: i
     """
     run = run if isinstance(run, Run) else Run(run)
     run.check_writable()
+    for file in (run.path / EVAL_FILE, run.weights / CARD_FILE):  # found out before anything is written
+        if file.is_dir():
+            raise RunDirectoryError(f"{file}: is a folder, expected a file or nothing; remove it")
     recipe, weights_of_step = _changed(run.recipe, max_examples, shots), run.training["weights_of_step"]
     # The base is loaded on its own: with a disabled adapter, it would keep trained biases.
     base = Candidate(BASE_LABEL, recipe.model)
