@@ -24,7 +24,7 @@ from multilora.study.stored import adapter_methods, read_results, read_study
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NUMBERS = REPOSITORY / "benchmarks" / "results" / "spectra.json"
-IMAGE = REPOSITORY / "docs" / "images" / "spectra.svg"
+IMAGE = REPOSITORY / "docs" / "images" / "spectra.png"
 
 
 def write_numbers(folder: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from multilora.charts.files import draw
 from multilora.files import write_json
-from multilora.report.study_charts import differences_chart, final_scores_chart, search_chart
+from multilora.report.study_charts import final_scores_chart, search_chart
 from multilora.study.stored import adapter_methods, read_results, read_study, restore_bounds
 from multilora.study.table_text import markdown_table
 from multilora.study.tables import curve_table, difference_table, method_table
@@ -31,7 +31,7 @@ PAGE = REPOSITORY / "docs" / "results.md"
 IMAGES = REPOSITORY / "docs" / "images" / "studies"
 START = "<!-- studies: written by `python benchmarks/study_results.py page` -->"
 END = "<!-- end of studies -->"
-CHARTS = {"search": search_chart, "scores": final_scores_chart, "differences": differences_chart}
+CHARTS = {"search": search_chart, "scores": final_scores_chart}
 
 
 def add(name: str, folder: Path, title: str, command: str) -> Path:
@@ -84,13 +84,12 @@ def section(name: str, study: Mapping[str, Any]) -> str:
             f"Differences to {reference}, with 95 % intervals nested over seeds and items; p is adjusted for the "
             "number of methods (Holm); wins, ties and losses count tasks:",
             markdown_table(*difference_table(results)),
-            f"![Differences of every method to {reference}, with intervals](images/studies/{name}_differences.svg)",
         ]
     parts += [
         "Trials, on the validation split:",
         markdown_table(*curve_table(results)),
-        f"![Validation loss of every method against the tried value](images/studies/{name}_search.svg)",
-        f"![Score of every final run, by method](images/studies/{name}_scores.svg)",
+        f"![Validation loss of every method against the tried value](images/studies/{name}_search.png)",
+        f"![Score of every final run, by method](images/studies/{name}_scores.png)",
     ]
     if results["notes"]:
         parts.append("\n".join(f"- {note}." for note in results["notes"]))
@@ -112,7 +111,7 @@ def draw_charts() -> None:
     for path in sorted(STUDIES.glob("*.json")):
         study = read(path)
         for kind, chart in CHARTS.items():
-            draw(chart(study["results"], study["methods"]), IMAGES / f"{path.stem}_{kind}.svg")
+            draw(chart(study["results"], study["methods"]), IMAGES / f"{path.stem}_{kind}.png")
 
 
 def main() -> None:

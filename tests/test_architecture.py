@@ -34,6 +34,7 @@ ROOMS = (
     "nano",
     "initialise",
     "base_checks",
+    "vocabulary",
     "modeling",
     "data",
     "loss",

@@ -167,3 +167,11 @@ def test_accelerate_reads_its_shipped_configs(path):
         assert config.deepspeed_config["deepspeed_multinode_launcher"] == "standard"
     assert f"`{path.name}`" in (DOCS / "clusters.md").read_text(encoding="utf-8")
     assert f"recipes/accelerate/{path.name}" in path.read_text(encoding="utf-8")
+
+
+def test_the_studies_on_the_page_of_results_are_those_of_the_files(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    import study_results
+
+    text = study_results.PAGE.read_text(encoding="utf-8")
+    assert study_results.page_text(text) == text

@@ -6,14 +6,14 @@ import json
 
 import pytest
 import torch
-from conftest import make_llama, make_tokenizer
+from conftest import make_llama
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load, save_file
-from transformers import AutoConfig, BartConfig, BartForCausalLM, BertConfig, BertLMHeadModel
+from transformers import BartConfig, BartForCausalLM, BertConfig, BertLMHeadModel
 
 from multilora import base_checks
 from multilora.errors import AdapterError, InputError
-from multilora.modeling import attach, check_vocabulary, load_base, load_model_config
+from multilora.modeling import attach, load_base, load_model_config
 from multilora.recipe.schema import AdapterSection, ModelSection
 
 WEIGHTS = "model.safetensors"
@@ -88,19 +88,6 @@ def test_transformers_must_not_load_an_adapter_with_the_base(tmp_path, model_fol
     get_peft_model(base, LoraConfig(r=2)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"is an adapter.*adapter\.init_from"):
         load_base(section(tmp_path))
-
-
-def test_every_token_needs_an_embedding(tmp_path):
-    make_llama(vocab_size=280).save_pretrained(tmp_path)
-    config = AutoConfig.from_pretrained(tmp_path)
-    tokenizer = make_tokenizer()
-    with pytest.raises(InputError, match=rf"token ids up to {len(tokenizer) - 1}, .* only 280 tokens \(0 to 279\)"):
-        check_vocabulary(tokenizer, config)
-    config.vocab_size = len(tokenizer)
-    check_vocabulary(tokenizer, config)
-    tokenizer.add_tokens(["<new>"])
-    with pytest.raises(InputError, match=r"without an embedding: '<new>'\."):
-        check_vocabulary(tokenizer, config)
 
 
 def adapter(**options):

@@ -67,7 +67,7 @@ def test_the_wheel_runs_the_demo_and_the_quickstart_in_a_fresh_environment(tmp_p
     torch = re.search(r"^torch==.*$", constraints.read_text(encoding="utf-8"), re.MULTILINE)[0]
     for what in ([torch], ["-c", str(constraints), str(wheel)]):
         subprocess.run([python, "-m", "pip", "install", "--quiet", *what], check=True, capture_output=True)
-    few_steps = "from multilora import demo; demo.RECIPE['training']['max_steps'] = 4"
+    few_steps = "from multilora import demo; demo.STUDY['recipe']['training']['max_steps'] = 4"
     run = f"import sys; {few_steps}; from multilora.cli import main; sys.argv[1:] = ['demo']; main()"
     demo = subprocess.run([python, "-c", run], cwd=tmp_path, check=True, capture_output=True, text=True)
     for label in ("base", "lora r=24", "multilora 3x8", "full"):

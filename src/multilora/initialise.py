@@ -69,8 +69,7 @@ def adapter_state(
     if saved.method != config.peft_type.lower():
         state = _as_branches(model, saved, state)
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    base_weights = {key: state.pop(key) for key in list(state) if key not in expected and key in parameters}
+    base_weights = {key: state.pop(key) for key in base_weights_in(state, model)}
     _check_modules(model, saved, target_modules, state, expected)
     shapes = [
         f"{_short(key)} is {list(state[key].shape)}, expected {list(value.shape)}"
@@ -83,6 +82,18 @@ def adapter_state(
             f"{_which_base(saved)}"
         )
     return state, base_weights
+
+
+def base_weights_in(state: Iterable[str], model: Any) -> list[str]:
+    """The keys of an adapter's checkpoint that are weights of the base, such as embeddings of a resized vocabulary.
+
+    Args:
+        state: the keys of the checkpoint
+        model: a `PeftModel` with such an adapter
+    """
+    of_adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [key for key in state if key not in of_adapter and key in parameters]
 
 
 def read_weights(saved: SavedAdapter) -> dict[str, Tensor]:

@@ -21,8 +21,10 @@ from multilora.errors import AdapterError, InputError, nearest
 from multilora.initialise import load_saved_adapter
 from multilora.methods import FULL, adapter_config
 from multilora.nano import NANO_DIR
+from multilora.progress import no_transformers_bar
 from multilora.recipe.schema import AdapterSection, ModelSection
 from multilora.saved_adapter import continued_options, read_saved_adapter
+from multilora.vocabulary import resize_for_adapter
 
 
 def model_source(section: ModelSection) -> str:
@@ -67,29 +69,6 @@ def load_config(section: ModelSection) -> Any:
     return config
 
 
-def check_vocabulary(tokenizer: Any, config: Any) -> None:
-    """Check that every token has an embedding.
-
-    Args:
-        tokenizer: of the base
-        config: of the base
-
-    Raises:
-        InputError: the tokenizer has ids outside of the embedding matrix.
-    """
-    rows = getattr(config.get_text_config(), "vocab_size", None)
-    if rows is None:
-        return
-    outside = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
-    if outside:
-        shown = ", ".join(repr(token) for token in sorted(outside, key=lambda token: outside[token])[:5])
-        raise InputError(
-            f"model.name_or_path: the tokenizer has token ids up to {max(outside.values())}, and the model embeds only "
-            f"{rows} tokens (0 to {rows - 1}); without an embedding: {shown}{', ...' if len(outside) > 5 else ''}. Use "
-            "the model's own tokenizer, or resize the model (resize_token_embeddings) and save both together"
-        )
-
-
 def load_base(section: ModelSection, *, trainable: bool = False, source: str | None = None) -> Any:
     """Load the base model in `section.dtype`, or in float32 if `trainable`.
 
@@ -110,7 +89,7 @@ def load_base(section: ModelSection, *, trainable: bool = False, source: str | N
         config = BitsAndBytesConfig(load_in_4bit=is_4bit, load_in_8bit=not is_4bit, **settings)
         # Quantized weights stay on the device they are loaded to.
         quantized = {"quantization_config": config, "device_map": {"": str(best_device())}}
-    with _no_progress_bar():
+    with no_transformers_bar():
         model, loading = _from_pretrained(
             AutoModelForCausalLM,
             source or model_source(section),
@@ -127,20 +106,6 @@ def load_base(section: ModelSection, *, trainable: bool = False, source: str | N
         check_finite(model, source or section.name_or_path)
     check_decoder(model.config, section)
     return model
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Hide transformers' progress bar while loading, and restore the setting afterwards."""
-    from transformers.utils import logging
-
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            logging.enable_progress_bar()
 
 
 def _from_pretrained(cls: Any, source: str, section: ModelSection, **options: Any) -> Any:
@@ -226,16 +191,20 @@ def _is_linear(module: Any) -> bool:
 def load_adapter(model: Any, source: str) -> Any:
     """Load an adapter of any PEFT method onto its base, for inference.
 
+    The base is resized first if the adapter was trained with added tokens, see `multilora.vocabulary`.
+
     Raises:
         AdapterError: it cannot be loaded, or was made for another base.
     """
     from peft import PeftModel
+    from peft.utils import load_peft_weights
 
     import multilora.peft_method  # noqa: F401  (registers the method)
 
     try:
+        resize_for_adapter(model, load_peft_weights(source, device="cpu"), source)
         return PeftModel.from_pretrained(model, source)
-    except (ImportError, MemoryError, torch.OutOfMemoryError):
+    except (ImportError, MemoryError, torch.OutOfMemoryError, AdapterError):
         raise
     except Exception as error:  # PEFT raises many kinds for files that are missing, damaged or of another base
         reason = " ".join(str(error).split())[:300]

@@ -70,3 +70,17 @@ def progress(description: str, total: int | None) -> Iterator[Advance]:
                 bar.update(task, note=note)
 
         yield advance
+
+
+@contextmanager
+def no_transformers_bar() -> Iterator[None]:
+    """Hide the bars that transformers shows while it loads or saves a model, and restore the setting afterwards."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()

@@ -52,6 +52,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 def test_commands_are_silent(folder):
     for arguments, result, notes in COMMANDS:
         out, err = lines_of(folder, *arguments)
@@ -80,7 +81,7 @@ def test_warnings_of_the_user_are_shown(tmp_path):
 def test_help_and_errors_import_little(monkeypatch, tmp_path):
     script = (
         "import sys; from multilora.cli import main; sys.argv[1:] = {}\ntry: main()\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'transformers', 'peft', 'datasets', 'pandas') if m in sys.modules])"
+        "print([m for m in ('numpy', 'torch', 'transformers', 'peft', 'datasets', 'pandas') if m in sys.modules])"
     )
     for arguments in (["--help"], ["plan", "nope.yaml"], ["train", "nope.yaml"], ["generate", "./nope", "-p", "a"]):
         done = subprocess.run(

@@ -8,12 +8,12 @@ import re
 import subprocess
 import sys
 import venv
+from itertools import permutations
 
 import pytest
 from conftest import REPOSITORY
 
-FRUIT = ("apple", "pear", "plum", "fig", "lime", "kiwi")
-METAL = ("iron", "tin", "zinc", "lead", "gold", "copper")
+WORDS = ("red", "cat", "wolf", "owl", "plum", "blue", "dog", "cup", "lamp", "hat", "frog", "jam")
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +45,25 @@ def test_from_a_csv_file_to_an_export(multilora_command, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
-    words = [(word, "fruit") for word in FRUIT] + [(word, "metal") for word in METAL]
-    rows = [f"{a} and {b},{kind}" for a, kind in words for b, other in words if kind == other and a != b]
-    (tmp_path / "words.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    rows = [f"{first} and {second},{second} and {first}" for first, second in permutations(WORDS, 2)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["question,answer", *rows]) + "\n")
 
-    done = run("init", "--data", "words.csv", "--base", "nano", "--goal", "try")
-    assert "words: 60 records, fixed responses" in done.stdout
-    done = run("train", "recipe.yaml")
+    done = run("init", "--data", "pairs.csv", "--base", "nano", "--goal", "try")
+    assert "pairs: 132 records, " in done.stdout
+    done = run("train", "recipe.yaml", "--set", "training.learning_rate=1e-2")
     assert "base nano, device " in done.stderr
     assert "next: multilora eval" in done.stdout
     scores = json.loads(run("eval", "runs/first", "--json").stdout)
-    assert scores["after"]["words"]["loss"] < scores["before"]["words"]["loss"]
-    done = run("generate", "runs/first", "--prompt", "plum and kiwi", "--compare", "--json", "--max-new-tokens", "16")
+    assert scores["before"]["pairs"]["value"] == 0
+    assert scores["after"]["pairs"]["value"] > 0.8  # on held-out pairs
+    done = run("generate", "runs/first", "--prompt", "owl and cup", "--compare", "--json", "--max-new-tokens", "16")
     before, after = json.loads(done.stdout)
-    assert after["text"] != before["text"]
-    said = run("chat", "runs/first", "--max-new-tokens", "16", text="plum and kiwi\n/exit\n").stdout
+    assert before["text"] != after["text"] == "cup and owl"
+    said = run("chat", "runs/first", "--max-new-tokens", "16", text="owl and cup\n/exit\n").stdout
     assert said == after["text"] + "\n"
     done = run("export", "runs/first", "--to", "lora", "--out", "lora")
     assert "verified with" in done.stdout
     options = ["--base", "nano", "--dtype", "float32", "--template", "instruction", "--json", "--max-new-tokens", "16"]
-    answer = run("generate", "lora", "--prompt", "plum and kiwi", *options)
+    answer = run("generate", "lora", "--prompt", "owl and cup", *options)
     assert json.loads(answer.stdout)[0]["text"] == after["text"]
     assert "multilora" in run("doctor", "recipe.yaml").stdout

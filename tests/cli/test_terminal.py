@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import termios
@@ -11,17 +13,21 @@ import termios
 import pexpect
 import pytest
 import yaml
+from conftest import REPOSITORY
 from peft import LoraConfig, get_peft_model
 from terminal import output, plain, start
 
 import multilora
+from multilora.cli.study_output import show_results
+from multilora.files import write_json
+from multilora.study.stored import RESULTS_FILE
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a run on the embedded base, called `run`, an evaluation of it and a stock LoRA, `lora`."""
+    """A folder with a run on the embedded base, `run`, its evaluation, a stock LoRA, `lora`, a study file and data."""
     path = tmp_path_factory.mktemp("terminal")
     recipe = {
         "model": {"name_or_path": "nano", "dtype": "float32"},
@@ -43,11 +49,21 @@ def folder(tmp_path_factory):
     model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
     model.peft_config["default"].base_model_name_or_path = "nano"
     model.save_pretrained(path / "lora")
+    methods = {
+        name: {"adapter": adapter, "grid": {"training.learning_rate": [0.002, 0.01]}}
+        for name, adapter in (("lora r=4", {"method": "lora", "r": 4}), ("multilora 3x2", {"r": 2, "num_branches": 3}))
+    }
+    study = {"recipe": "recipe.yaml", "methods": methods, "search": {"trials": 2, "seeds": [1000], "metric": "loss"}}
+    study |= {"seeds": [0, 1], "reference": "lora r=4", "output_dir": "study"}
+    (path / "study.yaml").write_text(yaml.safe_dump(study))
+    rows = [f"number {i},{'even' if i % 2 == 0 else 'odd'}" for i in range(40)]
+    (path / "numbers.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     return path
 
 
 def cells(text):
-    """Numbers and names of an output, without how they are laid out."""
+    """Numbers and names of an output, without how they are laid out; other programs change how much disk is free."""
+    text = re.sub(r"[\d.]+ GiB free", "GiB free", text)
     return set(re.findall(r"[^\s│┃━╇┏┓┡┩└┘┴┬├┤─┳╋╈┼]+", text))
 
 
@@ -60,22 +76,49 @@ VERBS = [
     ["tasks"],
     ["generate", "run", "--prompt", "one", "--prompt", "two", "--max-new-tokens", "5"],
     ["servers", "lora"],
+    ["analyze", "run", "lora"],
+    ["study", "study.yaml", "--dry-run"],
+    ["study", "study.yaml", "--status"],
+    ["prune", "run", "--out", "new"],
+    ["init", "new", "--data", "numbers.csv", "--base", "nano", "--goal", "try"],
+    ["doctor", "recipe.yaml"],
 ]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_nothing_is_cut(verb, folder):
-    """A terminal shows every word of the piped output; only the times of a progress bar may differ."""
-    done = subprocess.run(
-        [sys.executable, "-m", "multilora", *verb], cwd=folder, capture_output=True, text=True, check=True
-    )
+    """A terminal shows every word of the piped output; only the times of a progress bar may differ.
+
+    `new` is a path that is not there yet.
+    """
+    new = folder / "new"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in the terminal: measured times are cached by it
+    command = [sys.executable, "-m", "multilora", *verb]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     assert "…" not in done.stdout
     for columns in (80, 120):
+        shutil.rmtree(new) if new.is_dir() else new.unlink(missing_ok=True)
         shown = output(verb, folder, columns=columns)
         assert "…" not in shown
         assert cells(done.stdout) <= cells(shown), columns
         drawn = [line for line in shown.splitlines() if re.search("[│┃━]", line)]
         assert all(len(line) <= columns for line in drawn)
+    shutil.rmtree(new) if new.is_dir() else new.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_nothing_is_cut_in_the_tables_of_a_study(columns, tmp_path, monkeypatch, capsys):
+    file = REPOSITORY / "benchmarks" / "results" / "studies" / "nano.json"
+    (tmp_path / RESULTS_FILE).parent.mkdir()
+    write_json(tmp_path / RESULTS_FILE, json.loads(file.read_text(encoding="utf-8"))["results"])
+    show_results(tmp_path, as_json=False)
+    piped = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    show_results(tmp_path, as_json=False)
+    shown = capsys.readouterr().out
+    assert cells(piped) <= cells(shown)
+    assert all(len(line) <= columns for line in shown.splitlines() if re.search("[│┃━]", line))
 
 
 MODELS = ["run", "lora", "nano"]

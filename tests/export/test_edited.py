@@ -286,4 +286,4 @@ def test_the_command_line(tmp_path, base_folder, monkeypatch, capsys, as_json):
     else:
         assert "the relative error of an update is" in shown
         assert "effect of the truncation" in shown
-        assert "branches, whose share of the update is below 0.4" in pruned
+        assert "branches: share of the update below 0.4" in pruned

@@ -116,7 +116,7 @@ def test_the_command_line(finished, tmp_path, monkeypatch, capsys):
     assert code == 0
     code, out, err = run_cli("study", file)
     assert code == 0
-    assert out.startswith("# Results")
+    assert out.startswith("mean ± standard deviation over seeds")
     code, out, _ = run_cli("study", file, "--json")
     assert code == 0
     assert json.loads(out)["cells"]["finished"] == 7

@@ -22,6 +22,7 @@ from multilora.training.sharding import check_sharding, check_written
 CONFIG = "fsdp2.yaml"
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(recipe, tmp_path):
     recipe["training"] |= {"max_steps": 6, "use_cpu": True, "save_steps": 2}
     recipe["evaluation"] |= {"every": 2, "keep": "best", "best_by": "echo"}

@@ -29,6 +29,7 @@ def launch(*command):
 
 
 @pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.slow
 def test_two_processes_equal_one(recipe, tmp_path, packing):
     recipe["data"]["packing"] = packing
     recipe["training"] |= {"max_steps": 6, "use_cpu": True, "save_steps": 3}
@@ -52,6 +53,7 @@ def test_two_processes_equal_one(recipe, tmp_path, packing):
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["checkpoint-3", "checkpoint-6"]
 
 
+@pytest.mark.slow
 def test_two_machines_equal_one(recipe, tmp_path):
     """Two torchrun agents that connect to one address, as on two machines with a shared folder."""
     recipe["training"] |= {"max_steps": 4, "use_cpu": True, "save_steps": 2}

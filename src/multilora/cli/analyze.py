@@ -178,20 +178,24 @@ def _show_branches(spectrum: Spectrum) -> None:
 
 
 def _show_similarity(similarity: Similarity) -> None:
-    from multilora.cli.show import table
+    from multilora.cli.show import say, table
 
+    counts = [count for count in SHOWN_PHI if any(matrix.at(count) is not None for matrix in similarity.matrices)]
     rows = []
     for kind, matrices in [*similarity.by_kind().items(), ("all", similarity.matrices)]:
         row = [kind, str(len(matrices))]
-        for count in SHOWN_PHI:
+        for count in counts:
             found = [value for matrix in matrices if (value := matrix.at(count)) is not None]
             left, right, *expected = ([item[k] for item in found] for k in range(4))
             random = _mean([value for values in expected for value in values])
             row.append(f"{_number(_mean(left))} / {_number(_mean(right))} ({_number(random)})")
         rows.append(row)
-    columns = ["module", "matrices", *(f"phi({count}, {count})" for count in SHOWN_PHI)]
-    title = f"similarity of {similarity.first} and {similarity.second}: left / right vectors (expected of random ones)"
-    table(title, columns, rows)
+    columns = ["module", "matrices", *(f"phi({count},{count})" for count in counts)]
+    say(f"similarity of {similarity.first} and {similarity.second}, from 0 to 1")
+    table("left / right singular vectors (expected of random ones), means over layers", columns, rows)
+    if len(counts) < len(SHOWN_PHI):
+        missing = SHOWN_PHI[len(counts)]
+        say(f"phi({missing},{missing}) is not defined: an update has fewer than {missing} singular values")
 
 
 def _mean(values: list[float]) -> float:

@@ -76,8 +76,13 @@ def generate(
 
 def _prompts(model: str, texts: list[str], file: str | None, task: str | None) -> list[Prompt]:
     from multilora.errors import InputError
-    from multilora.inference.prompt_file import json_prompt, read_prompts, task_section
     from multilora.runs.directory import RECIPE_FILE, Run
+
+    if not (texts or file):
+        raise InputError("there is nothing to answer; give --prompt TEXT or --file FILE, or use `multilora chat`")
+    if task is None and file is None:  # before the time that importing the tasks takes
+        return list(texts)
+    from multilora.inference.prompt_file import json_prompt, read_prompts, task_section
 
     section = None
     if task is not None:
@@ -87,8 +92,6 @@ def _prompts(model: str, texts: list[str], file: str | None, task: str | None) -
     prompts: list[Prompt] = [text if section is None else json_prompt(text, section) for text in texts]
     if file is not None:
         prompts += read_prompts(Path(file), section)
-    if not prompts:
-        raise InputError("there is nothing to answer; give --prompt TEXT or --file FILE, or use `multilora chat`")
     return prompts
 
 

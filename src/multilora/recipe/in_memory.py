@@ -1,4 +1,4 @@
-"""Values of a recipe in Python that YAML does not have: paths, and data in memory.
+"""Values of a recipe in Python that YAML does not have: paths, and data and models in memory.
 
 Data is written to a file in the cache whose name says what it was and ends with a hash of its content, so that the
 recipe names its data like any other; a run keeps a copy of the file, see `multilora.runs.kept_data`.
@@ -18,6 +18,7 @@ from typing import Any
 from multilora.cache import cache_root
 from multilora.errors import RecipeError
 from multilora.files import checksum, write_text
+from multilora.recipe.loaded_model import with_model_in_folder
 
 DATA_KEYS = ("path", "eval_path")
 
@@ -28,16 +29,17 @@ def data_folder() -> Path:
 
 
 def with_data_in_files(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe whose data in memory is in files instead.
+    """Return a recipe whose data and model in memory are in files instead.
 
     Args:
         values: a recipe; the `path` and `eval_path` of a task may be a list of records, a `datasets.Dataset` or a
-            pandas data frame
+            pandas data frame; for the model, see `with_model_in_folder`
 
     Raises:
-        RecipeError: records cannot be written as JSON, the cache cannot be written, or the model is in memory.
+        RecipeError: records cannot be written as JSON, the model cannot be saved, or the cache cannot be written.
     """
-    _check_model(values.get("model"))
+    if "model" in values:
+        values = {**values, "model": with_model_in_folder(values["model"])}
     tasks = values.get("tasks")
     if not isinstance(tasks, list | tuple):
         return dict(values)
@@ -53,18 +55,6 @@ def with_text_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [with_text_paths(item) for item in value]
     return value
-
-
-def _check_model(section: Any) -> None:
-    """Refuse a model in memory: the run could not say which weights it was trained on."""
-    value = section.get("name_or_path") if isinstance(section, Mapping) else section
-    if hasattr(value, "state_dict"):
-        raise RecipeError(
-            [
-                f"model: is a {type(value).__name__} in memory, which a saved recipe cannot name; save it and its "
-                "tokenizer with save_pretrained and give the folder, or train it with multilora.MultiTaskTrainer"
-            ]
-        )
 
 
 def _with_files(where: str, task: Any) -> Any:

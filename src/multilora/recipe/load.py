@@ -42,7 +42,8 @@ class Recipe(RecipeSchema):
 
         Args:
             source: path of a YAML file, its content as a mapping, or a recipe; in a mapping, paths may be
-                `pathlib.Path`s, and the data of a task a list of records, a `datasets.Dataset` or a data frame
+                `pathlib.Path`s, the data of a task a list of records, a `datasets.Dataset` or a data frame, and the
+                model a loaded one with its tokenizer, `{"name_or_path": model, "tokenizer": tokenizer}`
             overrides: `key.subkey=value` strings; list items by index (`tasks.0.weight=2`)
             check_writable: check that `output_dir` can be written too
 

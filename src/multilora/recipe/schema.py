@@ -91,9 +91,11 @@ class TaskSection(Section):
     task: str | None = Field(None, description="your own task in Python: module:Class or file.py:Class")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to your own task in Python")
     path: PathText | None = Field(
-        None, description="folder or file, or hub:owner/name[:config]; built-in tasks have a default"
+        None,
+        description="file, pattern (data/*.jsonl, ** for folders), folder, or hub:owner/name[:config]; jsonl, ndjson, "
+        "json, csv and tsv, each also as .gz, and parquet; built-in tasks have a default",
     )
-    eval_path: PathText | None = Field(None, description="file with the evaluation examples")
+    eval_path: PathText | None = Field(None, description="file or pattern with the evaluation examples")
     split: str | None = Field(
         None, min_length=1, description="name of the training split of a hub dataset, or of its file in a folder"
     )
@@ -120,8 +122,7 @@ class TaskSection(Section):
         None, description="own data: the possible responses; one template each, or the name of a list field"
     )
     metric: str | None = Field(
-        None,
-        description="own data: a metric of the table in docs/add_a_metric.md, module:function, or none (loss only)",
+        None, description="own data: a metric of docs/add_a_metric.md, module:function, or none (loss only)"
     )
     choice_score: Literal["sum", "per_character", "per_byte", "per_token", "mutual_information"] = Field(
         "sum", description="what picks a choice: its log-probability, that per unit of length, or less that alone"

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from multilora.errors import InputError, nearest
 from multilora.files import files_of
-from multilora.metrics import find_metric
 from multilora.recipe.built_in_tasks import BUILT_IN, built_in
 from multilora.recipe.schema import HUB_PREFIX, TaskSection
 from multilora.references import load_reference
@@ -165,6 +164,8 @@ def _check_metric(where: str, section: TaskSection, answers: str | None = None) 
     """Check that the metric exists, that its package is installed, and that it scores this kind of answer."""
     if section.metric is None or section.metric == "none":
         return
+    from multilora.metrics import find_metric  # here, because it imports numpy
+
     try:
         metric = find_metric(section.metric)
     except InputError as error:

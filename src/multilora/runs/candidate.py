@@ -33,10 +33,20 @@ class Candidate:
         return self.run is None and self.adapter is None
 
     def load_tokenizer(self) -> Any:
-        """Load the tokenizer of the base."""
+        """Load the tokenizer of the base, or that of an adapter saved with its own, to which training may add tokens.
+
+        Raises:
+            InputError: it cannot be loaded.
+        """
         from multilora.modeling import load_tokenizer
 
-        return load_tokenizer(self.base)
+        return load_tokenizer(self.base, self.tokenizer_folder)
+
+    @property
+    def tokenizer_folder(self) -> str | None:
+        """The adapter's folder if it has a tokenizer of its own."""
+        folder = self.adapter.folder if self.adapter else None
+        return str(folder) if folder and (folder / "tokenizer_config.json").is_file() else None
 
     def load(self) -> Any:
         """Load the model onto the best device.
@@ -45,12 +55,15 @@ class Candidate:
             InputError: it cannot be loaded.
         """
         from multilora.modeling import best_device, load_adapter, load_base, to_device
+        from multilora.vocabulary import check_vocabulary
 
         if self.run is not None:
             return to_device(self.run.load_model(), best_device())
         model = load_base(self.base)
         if self.adapter is not None:
             model = load_adapter(model, str(self.adapter.folder))
+            if self.tokenizer_folder is not None:
+                check_vocabulary(self.load_tokenizer(), model.config, self.label)
         return to_device(model, best_device())
 
 

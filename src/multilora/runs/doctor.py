@@ -121,7 +121,8 @@ def _devices() -> list[str]:
         found.append(f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     if torch.backends.mps.is_available():
         found.append("mps")
-    return [*found, f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
+    threads = torch.get_num_threads()
+    return [*found, f"cpu, {os.cpu_count()} cores, {threads} thread{'s' if threads > 1 else ''}"]
 
 
 def _memory() -> float | None:

@@ -12,7 +12,7 @@ from multilora.foreign_errors import own_errors
 from multilora.inference.answers import answers_of
 from multilora.inference.prompts import RAW, Prompt, Prompts
 from multilora.inference.text_model import Answer, TextModel
-from multilora.modeling import load_config, load_tokenizer
+from multilora.modeling import load_config
 from multilora.recipe.schema import ModelSection
 from multilora.runs.candidate import Candidate, candidate
 from multilora.runs.directory import Run
@@ -85,25 +85,29 @@ def load_text_models(
         raise InputError(f"{found.label} is a model without an adapter, so there is no base to compare it with")
     if dtype is None:
         found = replace(found, base=found.base.model_copy(update={"dtype": _checkpoint_dtype(found.base)}))
-    tokenizer = load_tokenizer(found.base, _tokenizer_folder(found))
+    tokenizer = found.load_tokenizer()
     if template == "auto":
         template = "chat" if tokenizer.chat_template else RAW
     base_name = None if found.adapter is None else found.base.name_or_path
     model = TextModel(found.label, found.load(), Prompts(tokenizer, template, system), base_name)
     if not compare:
         return [model]
-    return with_base(model, found.adapter, Candidate(found.label, found.base).load)
+    plain = Candidate(found.label, found.base)
+    return with_base(model, found.adapter, plain.load, Prompts(_known_to(plain, tokenizer), template, system))
+
+
+def _known_to(base: Candidate, tokenizer: Any) -> Any:
+    """The tokenizer of a base, with the chat template of an adapter's, if the adapter's has tokens of its own."""
+    own = base.load_tokenizer()
+    if own.get_vocab() == tokenizer.get_vocab():
+        return tokenizer
+    own.chat_template = own.chat_template or tokenizer.chat_template
+    return own
 
 
 def _check_options(run: Run, dtype: str | None) -> None:
     if dtype is not None:
         raise InputError(f"{run.path} is a run, whose dtype is that of its recipe; leave dtype {dtype!r} out")
-
-
-def _tokenizer_folder(found: Candidate) -> str | None:
-    """The adapter's folder if it has a tokenizer of its own, as with a chat template that training added."""
-    folder = found.adapter.folder if found.adapter else None
-    return str(folder) if folder and (folder / "tokenizer_config.json").is_file() else None
 
 
 def _checkpoint_dtype(section: ModelSection) -> str:

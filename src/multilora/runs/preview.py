@@ -19,8 +19,8 @@ from multilora.cache import cache_key, cache_root
 from multilora.errors import RecipeError
 from multilora.files import files_of, write_json
 from multilora.foreign_errors import own_errors
-from multilora.metrics import METRICS
 from multilora.recipe import HUB_PREFIX, Recipe
+from multilora.references import is_reference
 
 PACKAGES = ("multilora", "torch", "transformers", "tokenizers", "peft", "datasets")
 # Variables that select devices and processes, and therefore affect rows per step and cost.
@@ -109,7 +109,7 @@ def _local_paths(recipe: Recipe) -> list[Path] | None:
     """Return the model and data paths of a recipe that is entirely local, else None."""
     for task in recipe.tasks:
         on_hub = task.path is None and not task.name.startswith("nano/")
-        in_python = task.task is not None or task.metric not in (None, "none", *METRICS)
+        in_python = task.task is not None or is_reference(task.metric or "")
         if on_hub or in_python:
             return None
     name = recipe.model.name_or_path

@@ -23,13 +23,13 @@ from multilora.files import atomic_folder
 from multilora.foreign_errors import as_own_error, is_full_disk, own_errors
 from multilora.modeling import load_model_config, parameter_counts
 from multilora.processes import is_main_process
-from multilora.progress import facts, progress
+from multilora.progress import facts, no_transformers_bar, progress
 from multilora.recipe import Recipe
 from multilora.runs.card import write_run_card
 from multilora.runs.directory import RECIPE_FILE, Run, check_files, check_free, saved_recipe, weights_folder
 from multilora.runs.environment import environment
 from multilora.runs.extend import describe_extension, length_of, set_results_aside
-from multilora.runs.kept_data import keep_data, with_kept_data
+from multilora.runs.kept_data import keep_data, name_kept_base, with_kept_data
 from multilora.runs.lock import RunLock
 from multilora.runs.resume import check_same_recipe
 from multilora.runs.writer import RunWriter
@@ -53,7 +53,7 @@ def plan(recipe: RecipeLike, overrides: Sequence[str] = ()) -> Plan:
     """Make the plan of a recipe: all training rows, in order. Nothing is written, and no weights are loaded.
 
     Args:
-        recipe: path of a YAML file, its content, or a `Recipe`
+        recipe: path of a YAML file, its content, or a `Recipe`; see `Recipe.load`
         overrides: `key.of.value=value` strings
 
     Raises:
@@ -74,7 +74,7 @@ def train(
     """Train a recipe and return its run.
 
     Args:
-        recipe: path of a YAML file, its content, or a `Recipe`
+        recipe: path of a YAML file, its content, or a `Recipe`; see `Recipe.load`
         overrides: `key.of.value=value` strings
         callbacks: additional callbacks for the Trainer
         resume: continue the run in `output_dir` from its last checkpoint, if there is one; the resulting weights are
@@ -134,14 +134,14 @@ def run_prepared(
     trainer = _trainer(prepared, path, [*callbacks, stop])
     first_step = step_of(checkpoint) if checkpoint else 0
     writer = RunWriter(path, active=trainer.is_world_process_zero())
+    kept = with_kept_data(recipe, path)
     if trainer.is_world_process_zero():
         keep_data(recipe, path)
-    writer.begin(
-        with_kept_data(recipe, path), environment(recipe.mixture.seed, prepared.arguments.seed), plan_, first_step
-    )
+    name_kept_base(prepared.model, kept)
+    writer.begin(kept, environment(recipe.mixture.seed, prepared.arguments.seed), plan_, first_step)
     logger.info("%s", facts(_start(prepared, path, trainable, total)))
     start = time.perf_counter()
-    with progress(f"training {recipe.adapter.method}", plan_.steps) as advance:
+    with no_transformers_bar(), progress(f"training {recipe.adapter.method}", plan_.steps) as advance:
         advance(first_step)
         trainer.add_callback(Recorder(writer.log, advance))
         evaluations = _evaluate_during(prepared, path, first_step, trainer)
@@ -284,7 +284,8 @@ def _write_weights(trainer: MultiTaskTrainer, folder: Path, best: Path | None) -
     """Write the final or the best weights, and the tokenizer; all processes must call it."""
     tokenizer = trainer.plan.renderer.tokenizer
     if best is None:
-        trainer.write_weights(folder, lambda new_folder: tokenizer.save_pretrained(str(new_folder)))
+        with no_transformers_bar():
+            trainer.write_weights(folder, lambda new_folder: tokenizer.save_pretrained(str(new_folder)))
     elif trainer.is_world_process_zero():
         with atomic_folder(folder) as new_folder:
             shutil.copytree(best, new_folder, dirs_exist_ok=True)

@@ -17,11 +17,12 @@ from multilora.data.saved_plan import SavedPlan
 from multilora.data.tokenize import row_length
 from multilora.errors import DataError, RecipeError
 from multilora.methods import FULL
-from multilora.modeling import attach, check_vocabulary, load_base, load_model_config, load_tokenizer, max_positions
+from multilora.modeling import attach, load_base, load_model_config, load_tokenizer, max_positions
 from multilora.recipe import Recipe
 from multilora.tasks.make import make_task
 from multilora.tasks.splits import load_split
 from multilora.training.arguments import training_arguments
+from multilora.vocabulary import check_vocabulary
 
 
 @dataclass(frozen=True)

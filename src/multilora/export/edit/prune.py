@@ -46,7 +46,7 @@ class Pruning:
 
     def __str__(self) -> str:
         plural = "branches" if self.unit == "branch" else "ranks"
-        return f"dropped {self.dropped} of {self.total} {plural}, whose share of the update is below {self.below:g}"
+        return f"dropped {self.dropped} of {self.total} {plural}: share of the update below {self.below:g}"
 
 
 def prune(factors: AdapterFactors, below: float, *, ranks: bool = False) -> tuple[AdapterFactors, Pruning]:
