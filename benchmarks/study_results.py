@@ -23,7 +23,7 @@ from multilora.files import write_json
 from multilora.report.study_charts import final_scores_chart, search_chart
 from multilora.study.stored import adapter_methods, read_results, read_study, restore_bounds
 from multilora.study.table_text import markdown_table
-from multilora.study.tables import curve_table, difference_table, method_table
+from multilora.study.tables import RELATION, curve_table, difference_table, method_table, relation_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STUDIES = REPOSITORY / "benchmarks" / "results" / "studies"
@@ -85,6 +85,8 @@ def section(name: str, study: Mapping[str, Any]) -> str:
             "number of methods (Holm); wins, ties and losses count tasks:",
             markdown_table(*difference_table(results)),
         ]
+    if results["forgetting_by_intruders"] is not None:
+        parts += [RELATION, markdown_table(*relation_table(results))]
     parts += [
         "Trials, on the validation split:",
         markdown_table(*curve_table(results)),
