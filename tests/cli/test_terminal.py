@@ -116,7 +116,7 @@ def test_nothing_is_cut_in_the_tables_of_a_study(columns, tmp_path, monkeypatch,
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", str(columns))
     show_results(tmp_path, as_json=False)
-    shown = capsys.readouterr().out
+    shown = plain(capsys.readouterr().out)
     assert cells(piped) <= cells(shown)
     assert all(len(line) <= columns for line in shown.splitlines() if re.search("[│┃━]", line))
 
