@@ -4,7 +4,7 @@ MMLU: 57 subjects, the first 20 questions of each, 5 examples before each. Super
 first `--most` of each task. lm-eval's model is slower, so it answers only the first `--mmlu-limit` questions of each
 subject and `--limit` of each SuperGLUE task; this library's engine answers them once more, so that the two can be
 compared question by question. Every task and engine is a process of its own whose result is kept in `--work`, so that
-a run that was stopped continues.
+a run that was stopped continues. ReCoRD is left out: lm-eval 0.4.13's task imports a module that transformers 5 lacks.
 
 Run: python benchmarks/standard_tasks.py --model DIR --data DIR --work DIR [--dtype bfloat16] [--out FILE]
 """
@@ -23,7 +23,6 @@ from typing import Any
 
 SUPERGLUE = {
     "boolq": "BoolQ", "cb": "CB", "copa": "COPA", "multirc": "MultiRC", "rte": "RTE", "wic": "WiC", "wsc": "WSC",
-    "record": "ReCoRD",
 }  # fmt: skip
 OURS, THEIRS = "multilora", "lm-eval's model"
 
@@ -64,7 +63,7 @@ def score(options: argparse.Namespace, task: str, engine: str, limit: int | None
     manager = TaskManager()
     path, eval_path = Path(options.data, folder), None
     if task != "mmlu":  # questions without examples: the training file is not read, and may be a part of it
-        eval_path = next(path / name for name in ("val.jsonl", "dev32.jsonl") if (path / name).exists())
+        eval_path = path / "val.jsonl"
         path = next(item for item in sorted(path.glob("*train*.jsonl")))
     section = TaskSection(name=task, path=str(path), eval_path=None if eval_path is None else str(eval_path))
     item = local_task(section, manager)
