@@ -25,7 +25,7 @@ STUDY: dict[str, Any] = {
             {"name": "nano/knowledge"},
             {"name": "nano/arithmetic"},
         ],
-        "training": {"max_steps": 200, "per_device_train_batch_size": 16, "save_strategy": "no"},
+        "training": {"max_steps": 160, "per_device_train_batch_size": 16, "save_strategy": "no"},
         "evaluation": {"max_examples": 100, "max_new_tokens": 48},
     },
     "methods": {
