@@ -54,13 +54,6 @@ def load_reference(reference: str) -> Any:
     return getattr(module, name)
 
 
-def source_file(reference: str) -> Path | None:
-    """The file of a reference's module, or None if it has no file."""
-    module_name = reference.rpartition(":")[0]
-    file = getattr(_module(module_name), "__file__", None)
-    return Path(file) if file else None
-
-
 def _module(name: str) -> ModuleType:
     try:
         return _module_of_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)

@@ -90,10 +90,10 @@ def test_seeds_with_equal_means_do_not_make_the_interval_narrower_than_that_of_t
     values = np.random.default_rng(0).normal(size=(2, 50))
     values -= values.mean(axis=1, keepdims=True)
     values[1] = -values[0]  # equal means over seeds, and over items
-    found = crossed_difference({"task": TaskDifferences(values + 0.1, np.arange(50))})
+    crossed = crossed_difference({"task": TaskDifferences(values + 0.1, np.arange(50))})
     alone = crossed_difference({"task": TaskDifferences(values[:1] + 0.1, np.arange(50))})
-    assert found.high - found.low > 0.5 * (alone.high - alone.low)
-    assert found.p_value > 0.05
+    assert crossed.high - crossed.low > 0.5 * (alone.high - alone.low)
+    assert crossed.p_value > 0.05
 
 
 def test_a_single_seed_counts_items_only():

@@ -21,11 +21,11 @@ few_values = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=
 def test_it_is_spearmans_correlation(pairs):
     stats = pytest.importorskip("scipy.stats")
     first, second = zip(*pairs, strict=True)
-    found = rank_correlation(first, second).value
+    correlation = rank_correlation(first, second).value
     if min(len(set(first)), len(set(second))) < 2:
-        assert found is None
+        assert correlation is None
     else:
-        assert found == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-9)
+        assert correlation == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-9)
 
 
 def test_ranks_do_not_depend_on_the_scale():
@@ -53,8 +53,8 @@ def test_the_interval_covers_the_truth():
     for _ in range(400):
         z = rng.normal(size=16)
         x, y = z + rng.normal(size=(2, 16))
-        found = rank_correlation(x, y, z)
-        covered += found.low <= 0 <= found.high
+        correlation = rank_correlation(x, y, z)
+        covered += correlation.low <= 0 <= correlation.high
         apparent += rank_correlation(x, y).low > 0
     assert 0.92 <= covered / 400 <= 0.98
     assert apparent / 400 > 0.3
@@ -82,10 +82,10 @@ def test_a_relation_through_task_loss_alone_is_gone_at_equal_task_loss():
     rng = np.random.default_rng(3)
     loss = rng.uniform(0.5, 2.0, 40)
     forgetting, intruders = 3 - loss + 0.1 * rng.normal(size=40), 4 - loss + 0.1 * rng.normal(size=40)
-    found = forgetting_by_intruders(runs_of(forgetting, intruders, loss))
-    assert found["runs"] == 40
-    assert found["spearman"]["low"] > 0.8
-    assert found["at_equal_loss"]["low"] < 0 < found["at_equal_loss"]["high"]
+    relation = forgetting_by_intruders(runs_of(forgetting, intruders, loss))
+    assert relation["runs"] == 40
+    assert relation["spearman"]["low"] > 0.8
+    assert relation["at_equal_loss"]["low"] < 0 < relation["at_equal_loss"]["high"]
 
 
 def test_the_split_on_which_the_loss_is_measured_does_not_matter():
@@ -94,9 +94,9 @@ def test_the_split_on_which_the_loss_is_measured_does_not_matter():
     loss, splits = rng.uniform(0.5, 2.0, 40), ["validation", "eval"] * 20
     forgetting, intruders = 3 - loss + 0.05 * rng.normal(size=40), 4 - loss + 0.05 * rng.normal(size=40)
     shifted = loss + np.where(np.array(splits) == "validation", 5.0, 0.0)
-    found = forgetting_by_intruders(runs_of(forgetting, intruders, shifted, splits))
-    assert found == forgetting_by_intruders(runs_of(forgetting, intruders, loss, splits))
-    assert found["at_equal_loss"]["low"] < 0 < found["at_equal_loss"]["high"]
+    relation = forgetting_by_intruders(runs_of(forgetting, intruders, shifted, splits))
+    assert relation == forgetting_by_intruders(runs_of(forgetting, intruders, loss, splits))
+    assert relation["at_equal_loss"]["low"] < 0 < relation["at_equal_loss"]["high"]
 
 
 def test_groups_are_compared_within():
@@ -118,9 +118,9 @@ def test_other_runs_do_not_count():
 
 
 def test_the_table_has_the_numbers_and_says_what_is_not_defined():
-    found = forgetting_by_intruders(runs_of([1, 2, 3, 4, 5, 6], [1, 3, 2, 4, 6, 5], [3, 1, 2, 5, 4, 6]))
-    _, rows = relation_table({"forgetting_by_intruders": found})
-    expected = [text_of(found[name]) for name in ("spearman", "at_equal_loss")]
+    relation = forgetting_by_intruders(runs_of([1, 2, 3, 4, 5, 6], [1, 3, 2, 4, 6, 5], [3, 1, 2, 5, 4, 6]))
+    _, rows = relation_table({"forgetting_by_intruders": relation})
+    expected = [text_of(relation[name]) for name in ("spearman", "at_equal_loss")]
     assert [row[1:] for row in rows] == [["6", text] for text in expected]
     constant = forgetting_by_intruders(runs_of([1, 2, 3, 4, 5], [0, 0, 0, 0, 0], [3, 1, 2, 5, 4]))
     assert {row[2] for row in relation_table({"forgetting_by_intruders": constant})[1]} == {"not defined"}

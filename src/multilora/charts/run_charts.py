@@ -12,7 +12,6 @@ from multilora.charts.styles import COLOURS, method_styles, series_colours
 Scores = Mapping[str, Mapping[str, Any]]
 # Of `metrics.jsonl`.
 Lines = Sequence[Mapping[str, Any]]
-PERCENT = "score in percent"
 STEP = {"field": "step", "type": "quantitative", "title": "step"}
 
 
@@ -27,7 +26,7 @@ def before_after_chart(before: Scores, after: Scores, method: str) -> Chart:
     for task in after:
         for when, scores in (("before", before), ("after", after)):
             if scores[task]["value"] is not None:
-                rows.append({"task": task, "when": when, **percents(scores[task])})
+                rows.append({"task": task, "when": when, **_percents(scores[task])})
     colour = {
         "domain": ["before", "after"],
         "range": [COLOURS["base"][0], method_styles({method: method})[method].colour],
@@ -40,40 +39,32 @@ def before_after_chart(before: Scores, after: Scores, method: str) -> Chart:
         "Scores before and after training",
         "Main metric of each task in percent with its 95 % confidence interval, before and after training.",
         rows,
-        interval_view({"color": channel, "shape": shape}, "task", "when"),
+        _interval_view({"color": channel, "shape": shape}),
         height=max(90, 56 * len(after)),
     )
 
 
-def percents(score: Mapping[str, Any]) -> dict[str, float]:
+def _percents(score: Mapping[str, Any]) -> dict[str, float]:
     """A score and its interval in percent."""
     low, high = score.get("interval") or (score["value"], score["value"])
     return {"value": 100 * score["value"], "low": 100 * low, "high": 100 * high}
 
 
-def interval_view(channels: Mapping[str, Any], y: str, offset: str | None, title: str = PERCENT) -> dict[str, Any]:
-    """The view of a chart of points with intervals.
-
-    Args:
-        channels: encoding channels `color` and `shape` of the points
-        y: field of the rows of the chart
-        offset: field that parts a row; None for one point per row
-        title: of the values
-    """
-    position: dict[str, Any] = {"y": {"field": y, "type": "nominal", "title": None, "sort": None}}
-    if offset is not None:
-        position["yOffset"] = {"field": offset, "sort": None}
-    x = {"field": "value", "type": "quantitative", "title": title, "scale": {"zero": False}}
-    colour = channels["color"]
+def _interval_view(channels: Mapping[str, Any]) -> dict[str, Any]:
+    """Points with intervals, one row per task; `channels` are the `color` and `shape` of the points."""
+    x = {"field": "value", "type": "quantitative", "title": "score in percent", "scale": {"zero": False}}
     return {
-        "encoding": position,
+        "encoding": {
+            "y": {"field": "task", "type": "nominal", "title": None, "sort": None},
+            "yOffset": {"field": "when", "sort": None},
+        },
         "layer": [
             {
                 "mark": {"type": "rule", "strokeWidth": 2},
                 "encoding": {
                     "x": {**x, "field": "low"},
                     "x2": {"field": "high"},
-                    "color": colour,
+                    "color": channels["color"],
                 },
             },
             {

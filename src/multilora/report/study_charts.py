@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from multilora.analysis.intruders import TOP
 from multilora.charts.chart import Chart, Row, Selector
 from multilora.charts.styles import COLOURS, method_scales
 from multilora.report.training_charts import ALL_TASKS
@@ -188,11 +189,11 @@ def forgetting_chart(results: Results, methods: Mapping[str, str]) -> Chart:
     for run in results["runs"]:
         if run.get("forgetting") is None or run["method"] not in methods or run["stage"] not in ("trial", "final"):
             continue
-        found = {**(run.get("spectrum") or {}), "macro_loss": run["macro_loss"]}
+        measures = {**(run.get("spectrum") or {}), "macro_loss": run["macro_loss"]}
         rows += [
-            {**_run(run), "against": title, "value": found[name], "forgetting": run["forgetting"]}
+            {**_run(run), "against": title, "value": measures[name], "forgetting": run["forgetting"]}
             for name, title in _AGAINST.items()
-            if found.get(name) is not None
+            if measures.get(name) is not None
         ]
     against = [title for title in _AGAINST.values() if any(row["against"] == title for row in rows)]
     return Chart(
@@ -222,8 +223,8 @@ def forgetting_by_intruders_chart(results: Results, methods: Mapping[str, str]) 
         "forgetting_by_intruders",
         "Forgetting against intruder dimensions",
         "Loss on text of the kind that the base was pretrained on, in nats per token, against the mean number of "
-        "intruder dimensions per matrix: of the 10 largest singular vectors of the tuned weight, those that match none "
-        f"of the base's. A point per run, trials included{_base_line(results)}.",
+        f"intruder dimensions per matrix: of the {TOP} largest singular vectors of the tuned weight, those that match "
+        f"none of the base's. A point per run, trials included{_base_line(results)}.",
         rows,
         _forgetting_view(results, methods, "intruders", "intruder dimensions per matrix"),
     )

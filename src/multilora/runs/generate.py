@@ -98,11 +98,11 @@ def load_text_models(
 
 def _known_to(base: Candidate, tokenizer: Any) -> Any:
     """The tokenizer of a base, with the chat template of an adapter's, if the adapter's has tokens of its own."""
-    own = base.load_tokenizer()
-    if own.get_vocab() == tokenizer.get_vocab():
+    of_base = base.load_tokenizer()
+    if of_base.get_vocab() == tokenizer.get_vocab():
         return tokenizer
-    own.chat_template = own.chat_template or tokenizer.chat_template
-    return own
+    of_base.chat_template = of_base.chat_template or tokenizer.chat_template
+    return of_base
 
 
 def _check_options(run: Run, dtype: str | None) -> None:

@@ -152,9 +152,9 @@ def _finish(
     if any(freedom < 1 for _, freedom in spread):  # a single seed, or a single cluster
         return Difference(difference, -math.inf, math.inf, None, seeds, over, spread)
     stderr = math.sqrt(max(sum(part for part, _ in parts) for parts in (spread, least)))
-    found = Difference(difference, difference, difference, stderr, seeds, over, spread, least)
-    margin = found.margin(1 - LEVEL)
-    return replace(found, low=difference - margin, high=difference + margin)
+    point = Difference(difference, difference, difference, stderr, seeds, over, spread, least)
+    margin = point.margin(1 - LEVEL)
+    return replace(point, low=difference - margin, high=difference + margin)
 
 
 def _margin(spread: tuple[tuple[float, int], ...], p_value: float) -> float:

@@ -142,9 +142,9 @@ def difference_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
 
 def relation_table(results: Mapping[str, Any]) -> tuple[list[str], Rows]:
     """The correlation of forgetting and intruder dimensions: over all runs, and at equal task loss."""
-    found = results["forgetting_by_intruders"]
+    relation = results["forgetting_by_intruders"]
     names = {"spearman": "as measured (Spearman)", "at_equal_loss": "at equal task loss (partial)"}
-    rows = [[name, str(found["runs"]), correlation_text(found[key])] for key, name in names.items()]
+    rows = [[name, str(relation["runs"]), correlation_text(relation[key])] for key, name in names.items()]
     return ["forgetting and intruder dimensions", "runs", "rank correlation"], rows
 
 
