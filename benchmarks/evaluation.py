@@ -4,7 +4,7 @@ Both answer the same requests on the same weights in one process, in turn, and t
 
 - letters: MMLU, 5 examples before every question, 20 questions per subject, one letter as the answer
 - choices: four answers of 3 to 8 tokens behind 300 tokens that they share
-- generation: prompts and answers of uneven length, each answer ended by a stop string or by its limit
+- generation: prompts of uneven length, each answer ended by a full stop, an empty line or its limit of 96 tokens
 
 HFLM runs at the best of several batch sizes, which the first round finds. Time is processor time of all threads, the
 median over rounds; this library's engine runs as the model of `python -m multilora.harness`, and tokenization is
@@ -84,9 +84,9 @@ def choices(folder: Path, tokenizer: Any, items: int = 24) -> list[tuple[str, st
 
 
 def generation(folder: Path, items: int = 48) -> list[tuple[str, dict[str, Any]]]:
-    """Prompts of 10 to 150 words; a few common strings end the answers at uneven lengths."""
+    """Prompts of 10 to 150 words, with answers of uneven length."""
     rng = random.Random(0)
-    options = {"until": [".", "\n\n", " the"], "max_gen_toks": 96, "do_sample": False}
+    options = {"until": [".", "\n\n"], "max_gen_toks": 96, "do_sample": False}
     return [(" ".join(words(folder, rng.randrange(10, 150), seed=1000 + item)), options) for item in range(items)]
 
 

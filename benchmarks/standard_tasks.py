@@ -4,7 +4,9 @@ MMLU: 57 subjects, the first 20 questions of each, 5 examples before each. Super
 first `--most` of each task. lm-eval's model is slower, so it answers only the first `--mmlu-limit` questions of each
 subject and `--limit` of each SuperGLUE task; this library's engine answers them once more, so that the two can be
 compared question by question. Every task and engine is a process of its own whose result is kept in `--work`, so that
-a run that was stopped continues. ReCoRD is left out: lm-eval 0.4.13's task imports a module that transformers 5 lacks.
+a run that was stopped continues. lm-eval 0.4.13's ReCoRD imports two functions of SQuAD from a module that transformers
+5 no longer has; they are supplied here. It has many long choices per question, so both engines answer at most 20. Where
+a validation file is missing, FewGLUE's 32 development questions (`dev32.jsonl`) take its place.
 
 Run: python benchmarks/standard_tasks.py --model DIR --data DIR --work DIR [--dtype bfloat16] [--out FILE]
 """
@@ -12,33 +14,57 @@ Run: python benchmarks/standard_tasks.py --model DIR --data DIR --work DIR [--dt
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import resource
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 SUPERGLUE = {
     "boolq": "BoolQ", "cb": "CB", "copa": "COPA", "multirc": "MultiRC", "rte": "RTE", "wic": "WiC", "wsc": "WSC",
+    "record": "ReCoRD",
 }  # fmt: skip
+MOST = {"superglue/record": 20}
 OURS, THEIRS = "multilora", "lm-eval's model"
 
 
 def parts(options: argparse.Namespace) -> list[tuple[str, str, int | None]]:
     """(task, engine, limit) of every measurement, the quick ones first."""
     found: list[tuple[str, str, int | None]] = [("mmlu", OURS, 20)]
-    found += [(f"superglue/{name}", OURS, options.most) for name in SUPERGLUE]
-    for engine in (OURS, THEIRS):
-        found += [(f"superglue/{name}", engine, options.limit) for name in SUPERGLUE]
+    for engine, limit in ((OURS, options.most), (OURS, options.limit), (THEIRS, options.limit)):
+        for name in SUPERGLUE:
+            found.append((f"superglue/{name}", engine, at_most(f"superglue/{name}", limit)))
     return list(dict.fromkeys([*found, ("mmlu", OURS, options.mmlu_limit), ("mmlu", THEIRS, options.mmlu_limit)]))
+
+
+def at_most(task: str, limit: int | None) -> int | None:
+    """The limit, lowered to that of the task."""
+    most = MOST.get(task)
+    return limit if most is None else min(limit or most, most)
 
 
 def result_file(options: argparse.Namespace, task: str, engine: str, limit: int | None) -> Path:
     name = f"{task.replace('/', '-')}-{'ours' if engine == OURS else 'theirs'}-{limit or 'all'}.json"
     return Path(options.work) / name
+
+
+def supply_squad_metrics() -> None:
+    """Make `transformers.data.metrics.squad_metrics` importable, with what lm-eval's ReCoRD uses of it."""
+    if importlib.util.find_spec("transformers.data.metrics") is not None:
+        return
+    from multilora.metrics.formulas import normalised_match, token_f1
+
+    module = types.ModuleType("transformers.data.metrics.squad_metrics")
+    vars(module)["compute_f1"] = lambda gold, prediction: token_f1([gold], prediction)
+    vars(module)["compute_exact"] = lambda gold, prediction: normalised_match([gold], prediction)
+    package = types.ModuleType("transformers.data.metrics")
+    vars(package)["squad_metrics"] = module
+    sys.modules |= {package.__name__: package, module.__name__: module}
 
 
 def score(options: argparse.Namespace, task: str, engine: str, limit: int | None) -> dict[str, Any]:
@@ -53,6 +79,7 @@ def score(options: argparse.Namespace, task: str, engine: str, limit: int | None
     from multilora.harness.tasks import local_task
     from multilora.recipe.schema import TaskSection
 
+    supply_squad_metrics()
     torch.set_num_threads(options.threads)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
     tokenizer = AutoTokenizer.from_pretrained(options.model)
@@ -63,7 +90,7 @@ def score(options: argparse.Namespace, task: str, engine: str, limit: int | None
     manager = TaskManager()
     path, eval_path = Path(options.data, folder), None
     if task != "mmlu":  # questions without examples: the training file is not read, and may be a part of it
-        eval_path = path / "val.jsonl"
+        eval_path = next(path / name for name in ("val.jsonl", "dev32.jsonl") if (path / name).exists())
         path = next(item for item in sorted(path.glob("*train*.jsonl")))
     section = TaskSection(name=task, path=str(path), eval_path=None if eval_path is None else str(eval_path))
     item = local_task(section, manager)
@@ -111,7 +138,7 @@ def report(options: argparse.Namespace, results: dict[tuple[str, str, int | None
         "|---|---|---|---|---|---|---|",
     ]
     for (task, engine, limit), scores in results.items():
-        if engine == OURS and limit == (20 if task == "mmlu" else options.most):
+        if engine == OURS and limit == (20 if task == "mmlu" else at_most(task, options.most)):
             metric, value, error, n = main_value(scores, task)
             shots = "5-shot" if task == "mmlu" else "0-shot"
             cells = [f"{task}, {shots}", metric, f"{n:,}", percent(value, error)]
