@@ -41,6 +41,7 @@ ROOMS = (
     "evaluation",
     "inference",
     "training",
+    "estimate",
     "runs",
     "harness",
     "export",

@@ -143,6 +143,7 @@ VERBS = {
     "chat",
     "demo",
     "doctor",
+    "estimate",
     "eval",
     "export",
     "generate",

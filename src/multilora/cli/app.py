@@ -9,6 +9,7 @@ from multilora.cli import (
     chat,
     demo,
     doctor,
+    estimate,
     evaluate,
     export,
     generate,
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("init")(init.init)
 app.command("plan")(plan.plan)
+app.command("estimate")(estimate.estimate)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("samples")(samples.samples)

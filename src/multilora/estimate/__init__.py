@@ -1,0 +1,1 @@
+"""What a training step needs, computed without weights, data or devices."""
