@@ -58,6 +58,20 @@ def traced(llama, monkeypatch):
     monkeypatch.setattr("multilora.estimate.needs.traces", lambda recipe: llama)
 
 
+def test_the_experts_of_a_token_are_counted(tmp_path):
+    def operations(experts):
+        sizes = {**SMALL, "num_hidden_layers": 1, "num_key_value_heads": 2, "max_position_embeddings": 64}
+        config = AutoConfig.for_model("mixtral", **sizes, num_local_experts=4, num_experts_per_tok=experts)
+        config.save_pretrained(tmp_path)
+        kept, _ = traces(recipe)
+        return kept.operations
+
+    # torch's meta implementation of grouped products has bfloat16 only.
+    recipe = recipe_of(tmp_path, model={"name_or_path": str(tmp_path), "dtype": "bfloat16"})
+    tokens, matrices = 3 * 16, 3 * 32 * 48  # products of the forward pass and of the gradient of the input
+    assert operations(3) - operations(2) == 2 * (2 * tokens * matrices)
+
+
 def real_step(recipe, checkpointing):
     """Peak and operations of a step with real tensors; parameters of the model."""
     config = AutoConfig.from_pretrained(recipe.model.name_or_path)

@@ -23,10 +23,12 @@ from multilora.modeling import attach, load_model_config
 from multilora.recipe import Recipe
 from multilora.training.prepare import recipe_arguments
 
-# Products that torch's table of operations leaves out: changed in place, and attention on a CPU.
+# Products that torch's table of operations leaves out: in place, of groups of experts, and attention on a CPU.
 _MORE_OPERATIONS: dict[Any, Callable[..., int]] = {
     torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],
     torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm],
+    # [tokens, d_in] and [experts, d_in, d_out], or the gradient of the latter from [d_in, tokens] and [tokens, d_out]
+    torch.ops.aten._grouped_mm: lambda left, right, *_, **__: 2 * left.numel() * right.shape[-1],
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: int(
         sdpa_flop_count(query.shape, key.shape, value.shape)  # type: ignore[no-untyped-call]
     ),
@@ -81,9 +83,7 @@ def traces(recipe: Recipe) -> tuple[Trace, Trace]:
     dtype = torch.float32 if full else getattr(torch, recipe.model.dtype)
     rows, tokens = arguments.per_device_train_batch_size, row_length(recipe.data.max_length, config)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=recipe.model.trust_remote_code
-        )
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=recipe.model.trust_remote_code)
         head = model.get_output_embeddings()
         linear = [item.weight.numel() for item in model.modules() if isinstance(item, nn.Linear) and item is not head]
         blocks = _blocks(model)
