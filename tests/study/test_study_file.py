@@ -162,7 +162,7 @@ def test_shipped_studies_are_valid_and_name_the_schema(path, validator):
     assert (path.parent / Path(first.rpartition("=")[2])).resolve() == SHIPPED
 
 
-@pytest.mark.parametrize("name", ["nano", "nano_methods"])
+@pytest.mark.parametrize("name", ["nano", "nano_muon", "nano_methods"])
 def test_the_nano_studies_load(name):
     cells = cells_of(REPOSITORY / "recipes" / "studies" / f"{name}.yaml")
     assert len(all_cells(cells)) == 1 + 3 * len(cells.study.methods)
