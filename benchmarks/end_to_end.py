@@ -64,6 +64,7 @@ class Clock:
         from transformers import TrainerCallback
 
         clock = self
+        self.model: Any = None
         self.ends: list[float] = []
         self.tokens: list[tuple[int, int]] = []  # of every step: all, trained
 
@@ -78,34 +79,27 @@ class Clock:
     def trained(self) -> int:
         return sum(trained for _, trained in self.tokens)
 
-    def count(self, trainer: Any) -> None:
-        """Count the tokens of every batch that the trainer trains on."""
-        plain = trainer.training_step
+    def count(self, trainer_class: Any) -> None:
+        """Count the tokens of every batch that a trainer of this class trains on, and keep its model."""
+        plain = trainer_class.training_step
 
-        def counted(model: Any, inputs: Any, *rest: Any) -> Any:
+        def counted(trainer: Any, model: Any, inputs: Any, *rest: Any) -> Any:
             labels = inputs["labels"]
             mask = inputs.get("attention_mask")
             every = int(mask.sum()) if mask is not None and mask.ndim == 2 else labels.numel()
             self.tokens.append((every, int((labels != -100).sum())))
-            return plain(model, inputs, *rest)
+            self.model = trainer.model
+            return plain(trainer, model, inputs, *rest)
 
-        trainer.training_step = counted
+        trainer_class.training_step = counted
 
 
-def train_ours(options: argparse.Namespace, folder: Path, clock: Clock) -> Any:
-    """Train through the recipe; return the model."""
+def train_ours(options: argparse.Namespace, folder: Path, clock: Clock) -> None:
+    """Train through the recipe."""
     import multilora
     from multilora.training.trainer import MultiTaskTrainer
 
-    trainers: list[Any] = []
-    plain_init = MultiTaskTrainer.__init__
-
-    def counting_init(self: Any, *arguments: Any, **named: Any) -> None:
-        plain_init(self, *arguments, **named)
-        clock.count(self)
-        trainers.append(self)
-
-    MultiTaskTrainer.__init__ = counting_init  # type: ignore[method-assign]
+    clock.count(MultiTaskTrainer)
     adapter: dict[str, Any] = {"method": "lora", "r": TOTAL}
     if options.variant == "multilora":
         adapter = {"method": "multilora", "r": RANK, "num_branches": BRANCHES}
@@ -126,7 +120,6 @@ def train_ours(options: argparse.Namespace, folder: Path, clock: Clock) -> Any:
         "output_dir": str(folder / "run"),
     }
     multilora.train(recipe, callbacks=[clock.callback])
-    return trainers[0].model
 
 
 def schedule(options: argparse.Namespace) -> dict[str, Any]:
@@ -144,8 +137,8 @@ def schedule(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def train_trl(options: argparse.Namespace, folder: Path, clock: Clock) -> Any:
-    """Train with TRL's SFTTrainer and PEFT's LoRA; return the model."""
+def train_trl(options: argparse.Namespace, folder: Path, clock: Clock) -> None:
+    """Train with TRL's SFTTrainer and PEFT's LoRA."""
     import torch
     from datasets import load_dataset
     from peft import LoraConfig
@@ -178,9 +171,8 @@ def train_trl(options: argparse.Namespace, folder: Path, clock: Clock) -> Any:
     )
     if options.variant == "trl-bfloat16":
         trainer.model.to(torch.bfloat16)
-    clock.count(trainer)
+    clock.count(SFTTrainer)
     trainer.train()
-    return trainer.model
 
 
 def held_out_loss(model: Any, tokenizer: Any, records: Sequence[dict[str, str]], length: int) -> float:
@@ -214,12 +206,12 @@ def child(options: argparse.Namespace) -> None:
         train, held_out = examples(options.data, options.seed)
         rows = [json.dumps(record) for record in train[: options.examples]]
         (folder / "train.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-        model = (train_trl if options.variant.startswith("trl") else train_ours)(options, folder, clock)
+        (train_trl if options.variant.startswith("trl") else train_ours)(options, folder, clock)
         used = sum(os.times()[:2])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 2**20
-        loss = held_out_loss(model, AutoTokenizer.from_pretrained(options.model), held_out, options.length)
+        loss = held_out_loss(clock.model, AutoTokenizer.from_pretrained(options.model), held_out, options.length)
     if clock.trained < options.tokens:
         raise SystemExit(f"{clock.trained} trained tokens after {len(clock.ends)} steps; use a higher --max-steps")
     seconds = clock.ends[-1] - clock.ends[0]

@@ -84,12 +84,8 @@ def real_step(recipe, checkpointing):
         model.get_base_model().enable_input_require_grads()
     gc.collect()
     with tracing._Counter() as count:
-        tracing._step(model, recipe_rows(recipe), recipe.data.max_length)
+        tracing._step(model, recipe.training["per_device_train_batch_size"], recipe.data.max_length)
     return count, parameter_counts(model)
-
-
-def recipe_rows(recipe):
-    return recipe.training["per_device_train_batch_size"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -112,6 +108,12 @@ def test_recomputing_saves_memory_and_costs_operations(llama):
     kept, recomputed = llama
     assert recomputed.working_bytes < kept.working_bytes
     assert kept.operations < recomputed.operations < 1.5 * kept.operations
+
+
+def test_eager_attention_needs_more_memory(tmp_path, llama):
+    eager = {"name_or_path": str(tmp_path), "dtype": "float32", "attn_implementation": "eager"}
+    kept, _ = traces(recipe_of(tmp_path, model=eager))
+    assert kept.working_bytes > llama[0].working_bytes
 
 
 @pytest.mark.usefixtures("traced")

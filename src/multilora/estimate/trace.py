@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from multilora.data.tokenize import row_length
@@ -83,7 +83,13 @@ def traces(recipe: Recipe) -> tuple[Trace, Trace]:
     dtype = torch.float32 if full else getattr(torch, recipe.model.dtype)
     rows, tokens = arguments.per_device_train_batch_size, row_length(recipe.data.max_length, config)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=recipe.model.trust_remote_code)
+        model = AutoModelForCausalLM.from_config(
+            config,
+            dtype=dtype,
+            # Other kernels need their package and a GPU; their memory is that of torch's attention, the default.
+            attn_implementation="eager" if recipe.model.attn_implementation == "eager" else None,
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
         head = model.get_output_embeddings()
         linear = [item.weight.numel() for item in model.modules() if isinstance(item, nn.Linear) and item is not head]
         blocks = _blocks(model)
@@ -180,8 +186,10 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         count = _operations_of(func)
         if count is not None:
             self.operations += int(count(*args, **(kwargs or {}), out_val=result))
-        inputs = {_storage(item) for item in _tensors(args)}
-        tree_map_only(Tensor, lambda tensor: self._add(tensor, inputs), result)
+        inputs = {item.untyped_storage()._cdata for item in tree_leaves(args) if isinstance(item, Tensor)}
+        for item in tree_leaves(result):
+            if isinstance(item, Tensor):
+                self._add(item, inputs)
         return result
 
     def _add(self, tensor: Tensor, inputs: set[int]) -> None:
@@ -204,14 +212,3 @@ def _operations_of(func: Any) -> Callable[..., int] | None:
     packet = getattr(func, "overloadpacket", None)
     found: Callable[..., int] | None = _MORE_OPERATIONS.get(packet) or flop_registry.get(packet)
     return found
-
-
-def _tensors(args: Sequence[Any]) -> list[Tensor]:
-    flat: list[Tensor] = []
-    tree_map_only(Tensor, flat.append, list(args))
-    return flat
-
-
-def _storage(tensor: Tensor) -> int:
-    key: int = tensor.untyped_storage()._cdata
-    return key
