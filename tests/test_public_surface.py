@@ -121,7 +121,7 @@ KEYS = {
     },
     "data": {"max_length", "packing", "loss_on", "template", "overlong", "cut_responses", "num_proc"},
     "training": set(),
-    "optimizer": {"scale_lr_factor", "up_lr_factor", "muon"},
+    "optimizer": {"scale_lr_factor", "up_lr_factor", "down_lr_factor", "scale_steps", "muon"},
     "loss": {"weighting", "on_nonfinite"},
     "evaluation": {
         "protocol",

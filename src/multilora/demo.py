@@ -32,7 +32,6 @@ STUDY: dict[str, Any] = {
         "lora r=24": {"adapter": {"method": "lora", "r": 24}, "training": {"learning_rate": 5e-3}},
         "multilora 3x8": {
             "adapter": {"method": "multilora", "r": 8, "num_branches": 3},
-            "optimizer": {"scale_lr_factor": 5},
             "training": {"learning_rate": 8e-3},
         },
         "full": {"adapter": {"method": "full"}, "training": {"learning_rate": 2e-3}},

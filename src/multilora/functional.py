@@ -75,10 +75,9 @@ def effective_up_projection(B: Tensor, scale: Tensor, c: float) -> Tensor:
     Returns:
         [..., d_out, n*r]
     """
-    num_branches = scale.shape[-1]
     # [n] and [d_out, n] both broadcast against [d_out, n, r] once the rank axis is added.
-    branches = B.view(*B.shape[:-1], num_branches, B.shape[-1] // num_branches)
-    return (branches * (c * scale).unsqueeze(-1)).view(B.shape)
+    branches = B.view(*B.shape[:-1], scale.shape[-1], -1)
+    return (branches * (scale if c == 1 else c * scale).unsqueeze(-1)).view(B.shape)
 
 
 def low_rank_forward(x: Tensor, A: Tensor, up: Tensor) -> Tensor:

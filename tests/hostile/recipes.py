@@ -171,7 +171,7 @@ VALUES: list[tuple[str, Any, str]] = [
     ("adapter.lora_dropout", NAN, "lora_dropout is nan, expected a probability in [0, 1)"),
     ("adapter.lora_dropout", "half", "lora_dropout is 'half', expected a probability in [0, 1)"),
     ("adapter.lora_dropout", None, "lora_dropout is None, expected a probability in [0, 1)"),
-    ("adapter.init_weights", "pissa", "init_weights is 'pissa', expected true or false"),
+    ("adapter.init_weights", "pissa", "init_weights is 'pissa', expected true, false or 'lora'"),
     ("adapter.use_rslora", "yes", "use_rslora is 'yes', expected true or false"),
     ("adapter.scaling", "matrix", "scaling is 'matrix', expected 'vector' or 'scalar'"),
     ("adapter.bias", "some", "bias is 'some', expected 'none', 'all' or 'multilora_only'"),

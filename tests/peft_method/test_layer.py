@@ -8,7 +8,8 @@ import torch
 from conftest import make_llama, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -56,6 +57,26 @@ def test_forward_and_gradients_equal_the_loops(d_in, d_out, n, r, tokens, bias, 
     expected_gradients = torch.autograd.grad((expected * weights).sum(), inputs)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_lora_initialisation_starts_as_lora_does():
+    """The layer equals its base, and the gradients of A and B are those of PEFT's LoRA with the same A."""
+    base = nn.Linear(6, 5, dtype=torch.float64).requires_grad_(False)
+    config = MultiLoraConfig(r=2, num_branches=3, init_weights="lora")
+    ours = MultiLoraLinear(base, "default", config=config, r=2, alpha=None).double()
+    theirs = LoraLinear(base, "default", LoraConfig(r=6, lora_alpha=6), r=6, lora_alpha=6).double()
+    A, B, scale = parameters(ours)
+    with torch.no_grad():
+        theirs.lora_A["default"].weight.copy_(A)
+    x = torch.randn(4, 6, dtype=torch.float64)
+    assert torch.equal(ours(x), base(x))
+    gradients = torch.autograd.grad(ours(x).square().sum(), [A, B, scale])
+    factors = [theirs.lora_A["default"].weight, theirs.lora_B["default"].weight]
+    expected = torch.autograd.grad(theirs(x).square().sum(), factors)
+    for gradient, expected_gradient in zip(gradients[:2], expected, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-9)
+    assert gradients[1].abs().max() > 0
+    assert gradients[2].abs().max() == 0
 
 
 def use_plain_form(monkeypatch):

@@ -30,8 +30,9 @@ class MultiLoraConfig(PeftConfig):
             fast as LoRA's (docs/maths.md).
         use_rslora: use alpha / sqrt(r) instead of alpha / r.
         lora_dropout: dropout probability of the branches' input during training; all branches share the mask.
-        init_weights: if True, scales start at zero, so that the untrained adapter does not change the model. If False,
-            scales are drawn from U(-1, 1), so that it does (for tests).
+        init_weights: if True, scales start at zero and B is Kaiming-uniform, so that the untrained adapter does not
+            change the model. If `"lora"`, it does not either: B starts at zero as in LoRA, and the scales at one. If
+            False, scales are drawn from U(-1, 1), so that it does (for tests).
         target_modules: names or a regular expression of the linear modules to adapt, or `"all-linear"`.
         target_parameters: names of parameters to adapt outside of linear modules, such as the stacked experts of a
             mixture of experts: `["experts.gate_up_proj", "experts.down_proj"]`. Each expert gets its own branches.
@@ -54,7 +55,9 @@ class MultiLoraConfig(PeftConfig):
     lora_alpha: float | None = field(default=None, metadata={"help": "constant alpha of alpha / r; None means r"})
     use_rslora: bool = field(default=False, metadata={"help": "alpha / sqrt(r) instead of alpha / r"})
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the branches' input"})
-    init_weights: bool = field(default=True, metadata={"help": "start with scales of zero, equal to the base"})
+    init_weights: bool | Literal["lora"] = field(
+        default=True, metadata={"help": "true: scales start at zero; lora: B starts at zero, and scales at one"}
+    )
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "modules to adapt"})
     target_parameters: list[str] | None = field(default=None, metadata={"help": "stacked experts to adapt"})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "modules not to adapt"})
@@ -106,9 +109,11 @@ class MultiLoraConfig(PeftConfig):
                 yield f"{name} is {value!r}, expected a finite number above 0"
         if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
             yield f"lora_dropout is {self.lora_dropout!r}, expected a probability in [0, 1)"
-        for name in ("use_rslora", "init_weights"):
-            if not isinstance(getattr(self, name), bool):
-                yield f"{name} is {getattr(self, name)!r}, expected true or false"
+        for name, other in (("use_rslora", None), ("init_weights", "lora")):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (other is None or value != other):
+                expected = "true or false" if other is None else f"true, false or {other!r}"
+                yield f"{name} is {value!r}, expected {expected}"
 
     def _name_problems(self) -> Iterator[str]:
         if self.scaling not in ("vector", "scalar"):

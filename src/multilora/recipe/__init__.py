@@ -1,6 +1,7 @@
 """The recipe: every option of a run in one validated object; `Recipe.load` reports all problems together."""
 
 from multilora.recipe.load import Recipe
+from multilora.recipe.optimizer import OptimizerSection
 from multilora.recipe.schema import (
     HUB_PREFIX,
     AdapterSection,
@@ -9,7 +10,6 @@ from multilora.recipe.schema import (
     LossSection,
     MixtureSection,
     ModelSection,
-    OptimizerSection,
     TaskSection,
 )
 

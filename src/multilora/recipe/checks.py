@@ -110,9 +110,15 @@ def _check_mixture(recipe: RecipeSchema) -> Iterator[str]:
 
 def _check_optimizer(recipe: RecipeSchema) -> Iterator[str]:
     method = recipe.adapter.method
-    for key, methods in (("scale_lr_factor", {"multilora"}), ("up_lr_factor", {"multilora", "lora"})):
+    factors = {"multilora", "lora"}
+    for key, methods, neutral in (
+        ("scale_lr_factor", {"multilora"}, (None, 1)),
+        ("up_lr_factor", factors, (1,)),
+        ("down_lr_factor", factors, (1,)),
+        ("scale_steps", {"multilora"}, (None,)),
+    ):
         value = getattr(recipe.optimizer, key)
-        if value != 1 and method not in methods:
+        if value not in neutral and method not in methods:
             yield f"optimizer.{key}: {value} has no effect with adapter.method `{method}`; leave it out"
     if recipe.optimizer.muon and method not in ("multilora", "lora"):
         yield f"optimizer.muon is for adapter.method `multilora` and `lora`, not `{method}`; leave it out"

@@ -8,30 +8,17 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from multilora.methods import INTERNAL_OPTIONS
+from multilora.recipe.optimizer import OptimizerSection
+from multilora.recipe.section import Section
 from multilora.recipe.texts import PathText, TaskName
 
 HUB_PREFIX = "hub:"
-
-
-class Section(BaseModel):
-    """A part of a recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Reject `true` as a number, which pydantic would read as 1."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and {annotation, *get_args(annotation)} & {int, float}:
-            raise ValueError("expected a number")
-        return value
 
 
 class ModelSection(Section):
@@ -197,18 +184,6 @@ class DataSection(Section):
     )
 
 
-class OptimizerSection(Section):
-    """Learning rates per kind of parameter; everything else about the optimizer is under `training`."""
-
-    scale_lr_factor: float = Field(
-        1.0, gt=0, description="learning rate of MultiLoRA's scales divided by training.learning_rate; try sqrt(3 r)"
-    )
-    up_lr_factor: float = Field(
-        1.0, gt=0, description="learning rate of the up-projections B divided by training.learning_rate (LoRA+)"
-    )
-    muon: bool = Field(False, description="Muon, not AdamW, for every branch's factors A and B (multilora and lora)")
-
-
 class LossSection(Section):
     """The loss of an optimizer step, over all its accumulated batches and processes."""
 
@@ -278,6 +253,11 @@ class RecipeSchema(Section):
         if isinstance(values, dict) and isinstance(values.get("model"), str):
             values = {**values, "model": {"name_or_path": values["model"]}}
         return values
+
+    @property
+    def scale_lr_factor(self) -> float:
+        """What multiplies the learning rate of MultiLoRA's scales: `optimizer.scale_lr_factor` or its default."""
+        return self.optimizer.scale_factor(self.adapter.method, self.adapter.options.get("init_weights"))
 
     def values(self) -> dict[str, Any]:
         """The recipe as plain values, from which the same recipe can be loaded.

@@ -193,9 +193,7 @@ def _trainer(prepared: Prepared, path: Path, callbacks: Sequence[TrainerCallback
                 args=prepared.arguments,
                 plan=plan_,
                 callbacks=list(callbacks),
-                scale_lr_factor=recipe.optimizer.scale_lr_factor,
-                up_lr_factor=recipe.optimizer.up_lr_factor,
-                muon=recipe.optimizer.muon,
+                **{**recipe.optimizer.model_dump(), "scale_lr_factor": recipe.scale_lr_factor},
                 loss_weighting=recipe.loss.weighting,
                 on_nonfinite=recipe.loss.on_nonfinite,
             )

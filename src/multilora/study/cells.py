@@ -169,6 +169,8 @@ def training_key(recipe: Recipe) -> str:
     without: dict[str, Any] = {**WITHOUT_EFFECT, "model": {"name_or_path"}, "tasks": True, "training": True}
     values = recipe.model_dump(mode="json", exclude=without, exclude_defaults=True)
     values["adapter"].pop("init_from", None)
+    if recipe.adapter.method == "multilora":  # also if it is the default, which another version may change
+        values.setdefault("optimizer", {})["scale_lr_factor"] = recipe.scale_lr_factor
     if not values.get("loss"):  # it has only options without effect
         values.pop("loss", None)
     training = {

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from multilora.recipe.schema import AdapterSection, Section
+from multilora.recipe.schema import AdapterSection
+from multilora.recipe.section import Section
 from multilora.recipe.texts import PathText, TaskName
 
 # What a method or a grid may change; everything else is the same for all methods.

@@ -26,6 +26,7 @@ from multilora.training.checkpoint import PREFIX, PROGRESS_FILE, keep_newest, la
 from multilora.training.compile import compile_blocks
 from multilora.training.muon import Muon
 from multilora.training.parameter_groups import split_groups
+from multilora.training.schedule import follow_schedule, train_scales_until
 from multilora.training.sharding import check_sharding, check_written, reduce_in_float32, trained_weights
 from multilora.training.trainer_checks import check_finite, check_trainer_inputs
 
@@ -38,8 +39,9 @@ class MultiTaskTrainer(Trainer):
         args: any `TrainingArguments`; they are copied. `remove_unused_columns` is turned off, because the loss needs
             the task ids, and `torch_compile` compiles only the model's repeated blocks
         plan: from `multilora.plan`; its rows per step must match `args`
-        scale_lr_factor: multiplies `args.learning_rate` for MultiLoRA's scales
-        up_lr_factor: multiplies it for the up-projections B of MultiLoRA and LoRA
+        scale_lr_factor, up_lr_factor, down_lr_factor: multiply `args.learning_rate` for MultiLoRA's scales and for the
+            factors B and A of MultiLoRA and LoRA; a `down_lr_factor` of 0 freezes A
+        scale_steps: train the scales in the first so many steps only
         muon: use Muon for the factors of MultiLoRA and LoRA, see `multilora.training.muon`
         loss_weighting: what has the same weight in the loss of a step: every trained `token`, every `example` (mean
             over its trained tokens) or every `task` (mean over its trained tokens)
@@ -62,12 +64,16 @@ class MultiTaskTrainer(Trainer):
         *,
         scale_lr_factor: float = 1.0,
         up_lr_factor: float = 1.0,
+        down_lr_factor: float = 1.0,
+        scale_steps: int | None = None,
         muon: bool = False,
         loss_weighting: weighting.Weighting = "token",
         on_nonfinite: OnNonfinite = "stop",
         **kwargs: Any,
     ) -> None:
-        check_trainer_inputs(model, args, plan, scale_lr_factor=scale_lr_factor, up_lr_factor=up_lr_factor)
+        self.lr_factors = {"scale": scale_lr_factor, "up": up_lr_factor, "down": down_lr_factor}
+        self.scale_steps = scale_steps
+        check_trainer_inputs(model, args, plan, self.lr_factors, scale_steps)
         weighting.check(loss_weighting)
         args = copy.copy(args)  # the caller may use them for another trainer
         args.remove_unused_columns = False
@@ -88,7 +94,6 @@ class MultiTaskTrainer(Trainer):
             **kwargs,
         )
         self.plan = plan
-        self.lr_factors = {"scale_factor": scale_lr_factor, "up_factor": up_lr_factor}
         self.muon = muon
         self.loss_weighting = loss_weighting
         # compute_loss already divides by a count over all accumulated batches and processes.
@@ -116,10 +121,16 @@ class MultiTaskTrainer(Trainer):
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if not custom:
             trained = self.model if model is None else model
-            split_groups(optimizer, trained, **self.lr_factors)
+            split_groups(optimizer, trained, self.lr_factors)
             if self.muon:
                 self.optimizer = optimizer = Muon(optimizer, trained)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Create the scheduler as transformers does; it stops the scales after `scale_steps`."""
+        custom = self.lr_scheduler is not None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        return scheduler if custom else train_scales_until(scheduler, self.scale_steps)
 
     def compute_loss(
         self,
@@ -287,14 +298,3 @@ class _TrainBegin(TrainerCallback):
             follow_schedule(trainer.lr_scheduler)
             if (trainer._resumed_from / PROGRESS_FILE).is_file():
                 trainer.restore_progress(trainer._resumed_from)
-
-
-def follow_schedule(scheduler: Any) -> None:
-    """Set the learning rates of the scheduler's step; a checkpoint of a shorter plan contains those of its schedule."""
-    if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-        step = scheduler.last_epoch
-        for group, base, factor in zip(
-            scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-        ):
-            group["lr"] = base * factor(step)
-        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]  # which transformers logs

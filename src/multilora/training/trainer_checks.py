@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,16 +18,16 @@ from multilora.training.parameter_groups import kind_of
 
 
 def check_trainer_inputs(
-    model: Any, args: TrainingArguments, plan: Plan, *, scale_lr_factor: float, up_lr_factor: float
+    model: Any, args: TrainingArguments, plan: Plan, lr_factors: Mapping[str, float], scale_steps: int | None
 ) -> None:
-    """Check what a MultiTaskTrainer is made from; see its arguments.
+    """Check what a MultiTaskTrainer is made from; see its arguments. `lr_factors` is kind of parameter -> factor.
 
     Raises:
         InputError: with every problem: rows per step, number of steps, a plan of another model, learning rate factors
             without parameters to apply to, several GPUs.
     """
     check_one_device(args)
-    problems = [*_steps(args, plan), *_model(model, plan), *_factors(model, scale_lr_factor, up_lr_factor)]
+    problems = [*_steps(args, plan), *_model(model, plan), *_factors(model, lr_factors, scale_steps)]
     if problems:
         raise InputError("\n".join(problems))
 
@@ -70,11 +70,13 @@ def _model(model: Any, plan: Plan) -> Iterator[str]:
         )
 
 
-def _factors(model: nn.Module, scale_lr_factor: float, up_lr_factor: float) -> Iterator[str]:
+def _factors(model: nn.Module, lr_factors: Mapping[str, float], scale_steps: int | None) -> Iterator[str]:
     kinds = {kind_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for name, factor, kind in (("scale_lr_factor", scale_lr_factor, "scale"), ("up_lr_factor", up_lr_factor, "up")):
+    for kind, factor in lr_factors.items():
         if factor != 1 and kind not in kinds:
-            yield f"{name} is {factor:g}, but the model has no parameters of that kind; leave it out"
+            yield f"{kind}_lr_factor is {factor:g}, but the model has no parameters of that kind; leave it out"
+    if scale_steps is not None and "scale" not in kinds:
+        yield f"scale_steps is {scale_steps}, but the model has no scales; leave it out"
 
 
 def check_finite(trainer: Any) -> None:
