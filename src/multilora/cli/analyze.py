@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from multilora.cli.imports import heavy_imports
 from multilora.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def analyze(
             raise InputError("--out has no effect on a single model; leave it out: a run has its folder analysis/")
         _one(models[0], base, intruders, randomised, json)
         return
-    from multilora.analysis.analyze import compare_updates
+    with heavy_imports():
+        from multilora.analysis.analyze import compare_updates
     from multilora.analysis.compare import Options
 
     options = Options(intruders=intruders, randomised=randomised)
@@ -87,7 +89,9 @@ def _one(model: str, base: str | None, intruders: bool, randomised: int | None, 
         _study(path, json)
         return
     from multilora.analysis.analyze import ANALYSIS_FOLDER
-    from multilora.analysis.analyze import analyze as analyze_model
+
+    with heavy_imports():
+        from multilora.analysis.analyze import analyze as analyze_model
     from multilora.analysis.compare import Options
     from multilora.cli.show import show_json
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from multilora.cli.imports import heavy_imports
 from multilora.cli.options import AsJson
 
 
@@ -20,7 +21,9 @@ def demo(
     from pathlib import Path
 
     from multilora.cli.study_output import show_results
-    from multilora.demo import next_free, run_demo
+
+    with heavy_imports():
+        from multilora.demo import next_free, run_demo
 
     study = run_demo(
         Path(out) if out else next_free(Path("runs/demo")),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from multilora.cli.imports import heavy_imports
 from multilora.cli.options import AsJson
 from multilora.processes import is_main_process
 
@@ -79,7 +80,9 @@ def evaluate(
         _show_run(models[0], max_examples, shots, json)
         return
     from multilora.cli.show import show_json
-    from multilora.runs.evaluate import evaluate_models
+
+    with heavy_imports():
+        from multilora.runs.evaluate import evaluate_models
 
     scores = evaluate_models(models, tasks, max_examples=max_examples, shots=shots, samples=samples)
     if not is_main_process():
@@ -108,7 +111,9 @@ def _check_options(options: Mapping[str, Any], when: str) -> None:
 
 def _show_run(path: str, max_examples: int | None, shots: int | None, json: bool) -> None:
     from multilora.cli.show import show_json
-    from multilora.runs.evaluate import evaluate as evaluate_run
+
+    with heavy_imports():
+        from multilora.runs.evaluate import evaluate as evaluate_run
 
     evaluation = evaluate_run(path, max_examples=max_examples, shots=shots)
     if not is_main_process():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from multilora.cli.imports import heavy_imports
 from multilora.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ def _export(
     from multilora.export.edit.edited import truncated
     from multilora.export.servers.commands import next_commands
     from multilora.export.servers.table import Place
-    from multilora.export.sources.source import open_source
+
+    with heavy_imports():
+        from multilora.export.sources.source import open_source
     from multilora.progress import facts
 
     opened = open_source(source, base=base)

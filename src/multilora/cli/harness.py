@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from multilora.cli.imports import heavy_imports
 from multilora.processes import is_main_process
 
 
@@ -27,7 +28,9 @@ def show_harness(
         json: print JSON instead of a table
     """
     from multilora.cli.show import show_json, table
-    from multilora.harness.models import evaluate_models_with_harness
+
+    with heavy_imports():
+        from multilora.harness.models import evaluate_models_with_harness
 
     listed = [name.strip() for name in names.split(",") if name.strip()]
     results = evaluate_models_with_harness(models, listed, tasks, shots=shots, limit=limit, include_path=include_path)

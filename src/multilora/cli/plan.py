@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from multilora.cli.imports import heavy_imports
 from multilora.cli.options import AsJson, Overrides, RecipePath
 
 Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Run two steps to measure time and memory.")]
@@ -14,7 +15,9 @@ Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Run two s
 def plan(recipe: RecipePath, overrides: Overrides = None, json: AsJson = False, measure: Measure = True) -> None:
     """Preview a recipe without training: shares, tokens, steps, parameters, cost, one example per task."""
     from multilora.cli.show import show_json
-    from multilora.runs.preview import plan_preview
+
+    with heavy_imports():
+        from multilora.runs.preview import plan_preview
 
     preview = plan_preview(recipe, overrides or (), measure=measure)
     if json:

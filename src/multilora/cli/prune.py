@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from multilora.cli.imports import heavy_imports
 from multilora.cli.options import AsJson
 
 
@@ -43,7 +44,9 @@ def prune(
 
     check_free(Path(out))
     from multilora.cli.show import say, show_json, table
-    from multilora.export.edit.prune_adapter import prune_adapter
+
+    with heavy_imports():
+        from multilora.export.edit.prune_adapter import prune_adapter
     from multilora.export.proof.result import TABLE_COLUMNS, table_rows
 
     pruned = prune_adapter(source, out, below=below, ranks=ranks, to=to, base=base)

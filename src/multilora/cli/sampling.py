@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from multilora.cli.imports import heavy_imports
+
 if TYPE_CHECKING:
     from multilora.inference.text_model import TextModel
 
@@ -50,7 +52,8 @@ def load(
     from multilora.runs.candidate import candidate
 
     candidate(model, dtype=dtype, base=base)  # before the seconds that importing torch takes
-    from multilora.runs.generate import load_text_models
+    with heavy_imports():
+        from multilora.runs.generate import load_text_models
 
     models = load_text_models(model, base=base, template=template, system=system, compare=compare, dtype=dtype)
     note(facts(models[-1].facts))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from multilora.cli.imports import heavy_imports
 from multilora.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def study(
         print(line, file=sys.stderr, flush=True)
 
     if cell is not None:
-        from multilora.study.worker import run_one
+        with heavy_imports():
+            from multilora.study.worker import run_one
 
         error = run_one(loaded, cell)
         if error is not None:
@@ -80,7 +82,9 @@ def study(
         show_json(jobs) if json else print(*jobs, sep="\n")
         return
     from multilora.study.launch import run_in_processes
-    from multilora.study.worker import run_study
+
+    with heavy_imports():
+        from multilora.study.worker import run_study
 
     if workers > 1:
         run_in_processes(loaded, workers, retry_failed=retry_failed, report=report)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from multilora.cli.imports import heavy_imports
 from multilora.cli.options import AsJson, Overrides, RecipePath
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ def train(recipe: RecipePath, overrides: Overrides = None, resume: Resume = Fals
     from multilora.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or (), check_writable=True)  # before the seconds that importing torch takes
-    from multilora.runs.train import train as train_recipe
+    with heavy_imports():
+        from multilora.runs.train import train as train_recipe
 
     run = train_recipe(loaded, resume=resume)
     if not is_main_process():
