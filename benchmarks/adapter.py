@@ -1,11 +1,14 @@
 """Compare step time and memory: frozen base, PEFT's LoRA, MultiLoRA branch by branch, and this library's MultiLoRA.
 
-Memory is the peak, and the bytes saved for backward. All variants train the same LLaMA layers (bfloat16 base, same
-total rank). Rounds are interleaved, so a slow moment of the machine affects all variants; medians are reported. Compare
-ratios within one run, since seconds depend on the machine. On a GPU the layers have the sizes of LLaMA-7B, with
-sequences of 2,048 tokens.
+Memory is the peak, and the bytes saved for backward. All variants train the same LLaMA layers (same base, same total
+rank). Rounds are interleaved, so a slow moment of the machine affects all variants; medians are reported. Compare
+ratios within one run, since seconds depend on the machine.
 
-Run: python benchmarks/adapter.py [--rounds 15] [--device cuda] [--compile] [--out benchmarks/results/adapter.md]
+Shapes: `wide` (4 layers of 1,024), `small` (24 layers of 256 and few tokens, where overhead counts), and `llama-7b` (4
+layers of its sizes, 2 x 2,048 tokens; the default on a GPU).
+
+Run: python benchmarks/adapter.py [--shape wide] [--dtype bfloat16] [--rounds 15] [--device cuda] [--compile] \
+    [--out benchmarks/results/adapter.md]
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +37,16 @@ TOTAL = BRANCHES * RANK
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes of the layers and of the batch."""
+    """Sizes of the layers and of the batch, and where and how the base is computed."""
 
-    device: str
     layers: int
     hidden: int
     mlp: int
     heads: int
     batch: int
     length: int
+    device: str = "cpu"
+    dtype: torch.dtype = torch.bfloat16
 
     @property
     def tokens(self) -> int:
@@ -60,8 +64,12 @@ class Setting:
         return 1 + extra / sum(2 * d_in * d_out for d_in, d_out in shapes)
 
 
-CPU = Setting("cpu", layers=4, hidden=1024, mlp=2816, heads=16, batch=2, length=512)
-GPU = Setting("cuda", layers=4, hidden=4096, mlp=11008, heads=32, batch=2, length=2048)
+SHAPES = {
+    "wide": Setting(layers=4, hidden=1024, mlp=2816, heads=16, batch=2, length=512),
+    "small": Setting(layers=24, hidden=256, mlp=704, heads=4, batch=2, length=64),
+    "llama-7b": Setting(layers=4, hidden=4096, mlp=11008, heads=32, batch=2, length=2048),
+    "tiny": Setting(layers=1, hidden=32, mlp=64, heads=2, batch=1, length=8),  # for a test of this program
+}
 
 
 def make_base(setting: Setting) -> Any:
@@ -76,7 +84,7 @@ def make_base(setting: Setting) -> Any:
         use_cache=False,
     )
     # Building in float32 first would hide the peak of a step.
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(setting.dtype)
     try:
         model = LlamaForCausalLM(config).to(setting.device).requires_grad_(False)
     finally:
@@ -147,6 +155,11 @@ VARIANTS: dict[str, Callable[[Setting], Any]] = {
 }
 
 
+def variants(setting: Setting) -> list[str]:
+    """Those that this base has: no bfloat16 adapter on a float32 base."""
+    return [name for name in VARIANTS if setting.dtype == torch.bfloat16 or "bfloat16" not in name]
+
+
 def make_ids(setting: Setting) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 1024, (setting.batch, setting.length), generator=generator).to(setting.device)
@@ -198,11 +211,11 @@ def peak_memory(name: str, setting: Setting, compiled: bool) -> float:
 def measure(setting: Setting, rounds: int, compiled: bool) -> str:
     context = multiprocessing.get_context("spawn")
     peaks = {}
-    for name in VARIANTS:
+    for name in variants(setting):
         with context.Pool(1) as pool:
             peaks[name] = pool.apply(peak_memory, (name, setting, compiled))
     ids = make_ids(setting)
-    models = {name: make(setting) for name, make in VARIANTS.items()}
+    models = {name: VARIANTS[name](setting) for name in variants(setting)}
     saved = {} if compiled else {name: saved_bytes(model, ids) for name, model in models.items()}
     if compiled:
         models = {name: torch.compile(model) for name, model in models.items()}
@@ -218,9 +231,10 @@ def measure(setting: Setting, rounds: int, compiled: bool) -> str:
         torch.cuda.get_device_name() if ids.is_cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
     lines = [
-        f"{setting.layers} layers, hidden {setting.hidden}, MLP {setting.mlp}, bfloat16 base, {setting.batch} x "
-        f"{setting.length} tokens, {'compiled' if compiled else 'eager'}, {rounds} rounds; torch {torch.__version__}, "
-        f"{machine}. Operations of the linear layers alone: {setting.arithmetic():.2f} x base.",
+        f"{setting.layers} layers, hidden {setting.hidden}, MLP {setting.mlp}, {str(setting.dtype)[6:]} base, "
+        f"{setting.batch} x {setting.length} tokens, {'compiled' if compiled else 'eager'}, {rounds} rounds; "
+        f"torch {torch.__version__}, {machine}. Operations of the linear layers alone: {setting.arithmetic():.2f} x "
+        "base.",
         "",
         "| | step (ms) | x base | peak above the model (MiB) | saved above base, bytes per token and linear layer |",
         "|---|---|---|---|---|",
@@ -230,23 +244,31 @@ def measure(setting: Setting, rounds: int, compiled: bool) -> str:
         lines.append(f"| {name} | {median * 1e3:.1f} | {median / medians[BASE]:.2f} | {peaks[name]:,.0f} | {extra} |")
     reference = medians[f"MultiLoRA {BRANCHES}x{RANK}, this library, float32"]
     lines += ["", "Step time of this library (float32, no dropout) relative to:", ""]
-    lines += [f"- {name}: {reference / medians[name]:.2f}" for name in list(VARIANTS)[:6] if "dropout" not in name]
+    lines += [
+        f"- {name}: {reference / median:.2f}"
+        for name, median in medians.items()
+        if "dropout" not in name and "this library" not in name
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, help="by default, wide on a CPU and llama-7b on a GPU")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="dtype of the base")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    table = measure(CPU if arguments.device == "cpu" else GPU, arguments.rounds, arguments.compile)
+    shape = arguments.shape or ("wide" if arguments.device == "cpu" else "llama-7b")
+    setting = replace(SHAPES[shape], device=arguments.device, dtype=getattr(torch, arguments.dtype))
+    table = measure(setting, arguments.rounds, arguments.compile)
     print(table)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        flags = f" --device {arguments.device}" + (" --compile" if arguments.compile else "")
-        command = f"`python benchmarks/adapter.py --rounds {arguments.rounds}{flags}`"
+        flags = f"--shape {shape} --dtype {arguments.dtype} --rounds {arguments.rounds} --device {arguments.device}"
+        command = f"`python benchmarks/adapter.py {flags}{' --compile' if arguments.compile else ''}`"
         arguments.out.write_text(f"{command}\n\n{table}\n", encoding="utf-8")
 
 

@@ -92,8 +92,9 @@ def _apply(x: Tensor, base: Tensor | None, weight: Tensor | None, bias: Tensor |
             f"the adapter's parameters are on {A.device}, the input on {x.device}; move the whole model to one device"
         )
     apply: Callable[..., Tensor] = _WithBranches.apply
-    # `_WithBranches` does all casts itself.
-    with torch.autocast(x.device.type, enabled=False):
+    if not torch.is_autocast_enabled(x.device.type):
+        return apply(x, base, weight, bias, A, *rest)
+    with torch.autocast(x.device.type, enabled=False):  # `_WithBranches` does all casts itself
         return apply(x, base, weight, bias, A, *rest)
 
 
@@ -137,23 +138,20 @@ class _WithBranches(torch.autograd.Function):
         c: float,
         dropout: float,
     ) -> Tensor:
-        dtype = x.dtype
-        drop = _Dropout(dropout)
+        dtype, d_out = x.dtype, B.shape[0]
+        drop = _Dropout(dropout) if dropout else None
         flat = x.reshape(-1, x.shape[-1])
-        h = drop(flat) @ _down(A, drop, dtype).T
-        up = effective_up_projection(B, scale, c).to(dtype)
-        # `y` must not be a view: an in-place activation may follow.
-        y = torch.empty(*x.shape[:-1], B.shape[0], dtype=dtype, device=x.device)
-        rows = y.view(-1, B.shape[0])
+        h = torch.mm(flat if drop is None else drop(flat), _down(A, drop, dtype).T)
+        up = _in_dtype(effective_up_projection(B, scale, c), dtype)
         if base is not None:
-            torch.addmm(base.reshape(rows.shape), h, up.T, out=rows)
+            y = torch.addmm(base.reshape(-1, d_out), h, up.T)
         else:
             assert weight is not None
-            if bias is None:
-                torch.mm(flat, weight.to(dtype).T, out=rows)
-            else:
-                torch.addmm(bias.to(dtype), flat, weight.to(dtype).T, out=rows)
-            rows.addmm_(h, up.T)
+            weight = _in_dtype(weight, dtype)
+            y = torch.mm(flat, weight.T) if bias is None else torch.addmm(_in_dtype(bias, dtype), flat, weight.T)
+            y.addmm_(h, up.T)
+        if x.dim() != 2:  # in place, since `y` must not be a view: an in-place activation may follow
+            y.resize_(*x.shape[:-1], d_out)
         needs_x, _, _, _, needs_A, needs_B, needs_scale = ctx.needs_input_grad[:7]
         ctx.save_for_backward(
             x if needs_A else None,
@@ -163,49 +161,62 @@ class _WithBranches(torch.autograd.Function):
             B,
             scale,
         )
-        ctx.c, ctx.dropout, ctx.seed = c, dropout, drop.seed
-        ctx.shape, ctx.dtype = x.shape, dtype
+        ctx.c, ctx.dropout, ctx.seed = c, dropout, 0 if drop is None else drop.seed
+        ctx.shape = x.shape
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        # Only for `create_graph=True`, because the wrapper takes as long as a small product.
+        backward = _backward_once if torch.is_grad_enabled() else _backward
+        if not torch.is_autocast_enabled(grad.device.type):
+            return backward(ctx, grad)
         with torch.autocast(grad.device.type, enabled=False):
-            return _backward(ctx, grad)
+            return backward(ctx, grad)
 
 
 def _backward(ctx: Any, grad: Tensor) -> Any:
     x, h, weight, A, B, scale = ctx.saved_tensors
     needs_x, needs_base, _, needs_bias, needs_A, needs_B, needs_scale = ctx.needs_input_grad[:7]
+    c, dtype = ctx.c, grad.dtype
     g = grad.reshape(-1, grad.shape[-1])
-    drop = _Dropout(ctx.dropout, ctx.seed)
+    drop = _Dropout(ctx.dropout, ctx.seed) if ctx.dropout else None
     d_x = d_A = d_B = d_scale = None
     if needs_x or needs_A:
-        d_h = g @ effective_up_projection(B, scale, ctx.c).to(ctx.dtype)
+        d_h = g @ _in_dtype(effective_up_projection(B, scale, c), dtype)
     if needs_A:
-        d_A = (d_h.T @ drop(x.reshape(-1, x.shape[-1]))).to(torch.promote_types(B.dtype, ctx.dtype))
-        d_A = d_A.mul_(drop.gain) if drop.dropped else d_A
+        flat = x.reshape(-1, x.shape[-1])
+        d_A = _in_dtype(d_h.T @ (flat if drop is None else drop(flat)), torch.promote_types(B.dtype, dtype))
+        d_A = d_A if drop is None else d_A.mul_(drop.gain)
     if needs_x:
-        d_x = _input_gradient(g, weight, d_h, _down(A, drop, ctx.dtype), drop).view(ctx.shape)
+        d_x = _input_gradient(g, weight, d_h, _down(A, drop, dtype), drop).view(ctx.shape)
     if needs_B or needs_scale:
         n = scale.shape[-1]
-        d_up = (g.T @ h).to(B.dtype).view(B.shape[0], n, -1)
-        if needs_B:
-            d_B = (d_up * (ctx.c * scale).unsqueeze(-1)).view(B.shape)
+        d_up = _in_dtype(g.T @ h, B.dtype).view(B.shape[0], n, -1)
         if needs_scale:
-            d_scale = ctx.c * (d_up * B.view(d_up.shape)).sum(-1)
-            d_scale = d_scale if scale.dim() == 2 else d_scale.sum(0)
+            d_scale = (d_up * B.view(d_up.shape)).sum(-1 if scale.dim() == 2 else (0, 2))
+            d_scale = d_scale if c == 1 else d_scale.mul_(c)
+        if needs_B:
+            d_B = d_up.mul_((scale if c == 1 else c * scale).unsqueeze(-1)).view(B.shape)
     d_bias = g.sum(0) if needs_bias else None
     return d_x, grad if needs_base else None, None, d_bias, d_A, d_B, d_scale, None, None
 
 
-def _down(A: Tensor, drop: _Dropout, dtype: torch.dtype) -> Tensor:
-    return (A * drop.gain if drop.dropped else A).to(dtype)
+_backward_once = once_differentiable(_backward)
 
 
-def _input_gradient(g: Tensor, weight: Tensor | None, d_h: Tensor, A: Tensor, drop: _Dropout) -> Tensor:
+def _in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a dtype; a call of `Tensor.to` that changes nothing would cost as much as a small product."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _down(A: Tensor, drop: _Dropout | None, dtype: torch.dtype) -> Tensor:
+    return _in_dtype(A if drop is None else A * drop.gain, dtype)
+
+
+def _input_gradient(g: Tensor, weight: Tensor | None, d_h: Tensor, A: Tensor, drop: _Dropout | None) -> Tensor:
     """g W + D(d_h A), [tokens, d_in]; without the first term if the base layer computed its own product."""
     if weight is None:
-        return drop(d_h @ A)
-    d_x = g @ weight.to(g.dtype)
-    return d_x.add_(drop(d_h @ A)) if drop.dropped else d_x.addmm_(d_h, A)
+        return d_h @ A if drop is None else drop(d_h @ A)
+    d_x = torch.mm(g, _in_dtype(weight, g.dtype))
+    return d_x.addmm_(d_h, A) if drop is None else d_x.add_(drop(d_h @ A))

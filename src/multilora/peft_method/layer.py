@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -93,17 +93,20 @@ class MultiLoraLayer(BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def reset_parameters(self, adapter_name: str, *, init_weights: bool = True) -> None:
+    def reset_parameters(self, adapter_name: str, *, init_weights: bool | Literal["lora"] = True) -> None:
         """Initialise the adapter's parameters again; see `MultiLoraConfig.init_weights`."""
         A, B, scale = (getattr(self, name)[adapter_name] for name in self.adapter_layer_names)
         functional.init_branches_(A, B, scale, self.num_branches[adapter_name])
-        if not init_weights:
+        if init_weights == "lora":
+            nn.init.zeros_(B)
+            nn.init.ones_(scale)
+        elif not init_weights:
             nn.init.uniform_(scale, -1.0, 1.0)
 
     def branches(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor, float]:
         """(A, B, scale, c) of an adapter, as `multilora.functional` takes them."""
-        A, B, scale = (getattr(self, part)(adapter_name) for part in self.adapter_layer_names)
-        return A, B, scale, self.scaling_constant[adapter_name]
+        parts = self.multilora_A(adapter_name), self.multilora_B(adapter_name), self.multilora_scale(adapter_name)
+        return *parts, self.scaling_constant[adapter_name]
 
     def effective_factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """(A [..., n*r, d_in], B_eff [..., d_out, n*r]): the equivalent LoRA of rank n*r with a scaling of 1.
@@ -205,18 +208,18 @@ class MultiLoraLinear(nn.Module, MultiLoraLayer):
         names = [name for name in self.active_adapters if name in self.multilora_A]
         if self.disable_adapters or self.merged or not names:
             return cast(Tensor, self.base_layer(x, *args, **kwargs))
-        first, *remaining = names
+        base_layer = self.base_layer
         cast_x = _autocast(x)  # once, for the base and the branches
-        weight = fused.frozen_weight(self.base_layer, cast_x) if fused.applies(x) and not (args or kwargs) else None
+        weight = fused.frozen_weight(base_layer, cast_x) if fused.applies(x) and not (args or kwargs) else None
         if weight is not None:
-            bias = cast("Tensor | None", self.base_layer.bias)
+            first = names.pop(0)
+            bias = cast("Tensor | None", base_layer.bias)
             branches = self.branches(first)
             result = fused.linear_with_branches(cast_x, weight, bias, *branches, dropout=self._dropout(first))
         else:
-            remaining = names
             self._check_base_has_backward(x)
-            result = self.base_layer(x, *args, **kwargs)
-        for name in remaining:
+            result = base_layer(x, *args, **kwargs)
+        for name in names:
             result = self._add_branches(result, cast_x, name)
         return result
 
