@@ -2,7 +2,7 @@
 
 Both answer the same requests on the same weights in one process, in turn, and their answers are compared:
 
-- letters: MMLU, 5 examples before every question, 20 questions per subject, one letter as the answer
+- letters: MMLU, 5 examples before every question, one letter as the answer
 - choices: four answers of 3 to 8 tokens behind 300 tokens that they share
 - generation: prompts of uneven length, each answer ended by a full stop, an empty line or its limit of 96 tokens
 
@@ -10,7 +10,8 @@ HFLM runs at the best of several batch sizes, which the first round finds. Time 
 median over rounds; this library's engine runs as the model of `python -m multilora.harness`, and tokenization is
 included for both. Memory is the peak of a fresh process for each, above the loaded model.
 
-Run: python benchmarks/evaluation.py --model DIR --mmlu DIR [--dtype bfloat16] [--subjects 3] [--rounds 3] [--out FILE]
+Run: python benchmarks/evaluation.py --model DIR --mmlu DIR [--dtype bfloat16] [--subjects 3] [--questions 20] \
+    [--rounds 3] [--out FILE]
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ from multilora.harness.engine_model import MultiLoraLM
 
 PARTS = ("letters", "choices", "generation")
 BATCH_SIZES = (1, 4, 8, 16)
-QUESTIONS = 20
 
 
 def instances(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Instance]:
@@ -50,14 +50,14 @@ def question(row: Sequence[str], *, answered: bool) -> str:
     return f"{row[0].strip()}{choices}\nAnswer:" + (f" {row[5]}\n\n" if answered else "")
 
 
-def letters(folder: Path, subjects: int) -> list[tuple[str, str]]:
+def letters(folder: Path, subjects: int, count: int) -> list[tuple[str, str]]:
     """MMLU 5-shot in the format of lm-eval."""
     requests = []
     root = folder if (folder / "dev").is_dir() else folder / "data"
     for file in sorted((root / "dev").glob("*.csv"))[:subjects]:
         subject = file.name.removesuffix("_dev.csv")
         examples = list(csv.reader(file.open(encoding="utf-8")))[:5]
-        questions = list(csv.reader((root / "test" / f"{subject}_test.csv").open(encoding="utf-8")))[:QUESTIONS]
+        questions = list(csv.reader((root / "test" / f"{subject}_test.csv").open(encoding="utf-8")))[:count]
         head = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
         head += "".join(question(row, answered=True) for row in examples)
         for row in questions:
@@ -103,7 +103,7 @@ class Benchmark:
         self.ours = MultiLoraLM(model=self.model, tokenizer=self.tokenizer)
         folder = Path(options.mmlu)
         self.requests: dict[str, tuple[str, list[Any]]] = {
-            "letters": ("loglikelihood", letters(folder, options.subjects)),
+            "letters": ("loglikelihood", letters(folder, options.subjects, options.questions)),
             "choices": ("loglikelihood", choices(folder, self.tokenizer)),
             "generation": ("generate_until", generation(folder)),
         }
@@ -169,7 +169,7 @@ def measure(benchmark: Benchmark, part: str, rounds: int) -> list[str]:
 def peak_memory(options: argparse.Namespace, part: str, engine: str) -> float:
     """Peak memory in MiB that a fresh process needs for one part with one engine, above the loaded model."""
     command = [sys.executable, __file__, "--child", part, engine]
-    for name in ("model", "mmlu", "dtype", "subjects", "threads", "device"):
+    for name in ("model", "mmlu", "dtype", "subjects", "questions", "threads", "device"):
         command += [f"--{name}", str(getattr(options, name))]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(json.loads(output.splitlines()[-1]))
@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--subjects", type=int, default=3)
+    parser.add_argument("--questions", type=int, default=20, help="of each subject; MMLU has 100 to 1,534")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
@@ -216,8 +217,8 @@ def main() -> None:
     columns = ["requests", "n", "HFLM", "multilora", "processor time", "wall time", "agreement"]
     lines = [
         f"`python benchmarks/evaluation.py --model {Path(options.model).name} --dtype {options.dtype} --subjects "
-        f"{options.subjects} --rounds {options.rounds} --threads {options.threads}` on {platform.machine()}, "
-        f"{options.device}, torch {torch.__version__}",
+        f"{options.subjects} --questions {options.questions} --rounds {options.rounds} --threads {options.threads}` on "
+        f"{platform.machine()}, {options.device}, torch {torch.__version__}",
         "",
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),

@@ -186,8 +186,9 @@ def test_an_interrupted_answer_stays_in_the_chat(run):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        chat.ask("yes", interrupt)
-    assert chat.histories == [[{"role": "user", "content": "yes"}, {"role": "assistant", "content": "".join(parts)}]]
+        chat.ask("say item1 twice", interrupt)
+    answer = {"role": "assistant", "content": "".join(parts)}
+    assert chat.histories == [[{"role": "user", "content": "say item1 twice"}, answer]]
 
 
 def test_prompts_of_a_task(recipe, tmp_path):

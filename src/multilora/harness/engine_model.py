@@ -35,7 +35,7 @@ _NEUTRAL: dict[str, Any] = {
 }
 _USED = ("until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k")
 # Texts per call of the tokenizer.
-_TOKENIZED_TOGETHER = 1024
+_TOKENIZED_TOGETHER = 128
 
 
 @register_model("multilora")
