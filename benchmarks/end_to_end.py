@@ -1,4 +1,4 @@
-"""Train the same model on the same examples through this library and through TRL with PEFT, end to end.
+"""Train the same model on the same examples through this library and through others, end to end.
 
 Every run is a process of its own, from the imports to the last step, and the runs take turns. All have the same base,
 examples, total rank, constant learning rate, rows per step and maximum length; the loss counts responses only. Each run
@@ -7,10 +7,12 @@ same way. Reported: tokens and trained tokens per second (from the second step o
 the time until the first step has ended, the peak memory of the process, and the loss on the held-out examples.
 
 Rows: this library with MultiLoRA and with LoRA; TRL's SFTTrainer with PEFT's LoRA, whose adapter is in float32, and,
-for a bfloat16 base, also in bfloat16. Packed rows: `packing: true` here, `packing=True` in TRL.
+for a bfloat16 base, also in bfloat16; LLaMA-Factory and ms-swift, where the Python of an environment with one of them
+is given. Packed rows: `packing: true` here, `packing=True` in TRL, `neat_packing` in LLaMA-Factory; ms-swift packs only
+with FlashAttention, so its rows stay padded. See end_to_end_peers.py for the settings of the other libraries.
 
 Run: python benchmarks/end_to_end.py --model DIR --data GSM8K_FOLDER [--dtype bfloat16] [--packing] [--rounds 3] \
-    [--out FILE]
+    [--llamafactory-python PYTHON] [--ms-swift-python PYTHON] [--out FILE]
 """
 
 from __future__ import annotations
@@ -43,7 +45,10 @@ VARIANTS = {
     "lora": "LoRA r=24, this library",
     "trl": "LoRA r=24, TRL + PEFT",
     "trl-bfloat16": "LoRA r=24 in bfloat16, TRL + PEFT",
+    "llamafactory": "LoRA r=24, LLaMA-Factory",
+    "ms-swift": "LoRA r=24, ms-swift",
 }
+PEERS = ("llamafactory", "ms-swift")  # each run by the Python of an environment of its own
 
 
 def examples(folder: Path, seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -58,7 +63,7 @@ def examples(folder: Path, seed: int) -> tuple[list[dict[str, str]], list[dict[s
 
 
 class Clock:
-    """Times and tokens of the steps of a Trainer, which it stops after `budget` trained tokens."""
+    """Times and tokens of the steps of a Trainer, which it stops after `budget` trained tokens and two steps."""
 
     def __init__(self, budget: int) -> None:
         from transformers import TrainerCallback
@@ -71,7 +76,7 @@ class Clock:
         class Callback(TrainerCallback):  # type: ignore[misc]
             def on_step_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
                 clock.ends.append(time.perf_counter())
-                control.should_training_stop = clock.trained >= budget
+                control.should_training_stop = clock.trained >= budget and len(clock.ends) > 1
 
         self.callback = Callback()
 
@@ -86,7 +91,9 @@ class Clock:
         def counted(trainer: Any, model: Any, inputs: Any, *rest: Any) -> Any:
             labels = inputs["labels"]
             mask = inputs.get("attention_mask")
-            every = int(mask.sum()) if mask is not None and mask.ndim == 2 else labels.numel()
+            if mask is not None and mask.ndim == 4:  # added to the scores, so zero where a token sees itself
+                mask = mask.diagonal(dim1=-2, dim2=-1) == 0
+            every = labels.numel() if mask is None else int(mask.sum())
             self.tokens.append((every, int((labels != -100).sum())))
             self.model = trainer.model
             return plain(trainer, model, inputs, *rest)
@@ -114,7 +121,6 @@ def train_ours(options: argparse.Namespace, folder: Path, clock: Clock) -> None:
                 "response": "{{ completion }}",
             }
         ],
-        "optimizer": {"scale_lr_factor": 5},
         "data": {"max_length": options.length, "packing": options.packing, "template": "question"},
         "training": {**schedule(options), "save_strategy": "no"},
         "output_dir": str(folder / "run"),
@@ -123,7 +129,7 @@ def train_ours(options: argparse.Namespace, folder: Path, clock: Clock) -> None:
 
 
 def schedule(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that both trainers get."""
+    """The arguments that all trainers get."""
     return {
         "max_steps": options.max_steps,
         "per_device_train_batch_size": options.batch,
@@ -135,44 +141,6 @@ def schedule(options: argparse.Namespace) -> dict[str, Any]:
         "logging_steps": 10,
         "dataloader_pin_memory": False,
     }
-
-
-def train_trl(options: argparse.Namespace, folder: Path, clock: Clock) -> None:
-    """Train with TRL's SFTTrainer and PEFT's LoRA."""
-    import torch
-    from datasets import load_dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
-
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
-    arguments = SFTConfig(
-        output_dir=str(folder / "trl"),
-        max_length=options.length,
-        packing=options.packing,
-        padding_free=False,
-        completion_only_loss=True,
-        bf16=options.dtype == "bfloat16",
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        use_cpu=options.device == "cpu",
-        disable_tqdm=True,
-        **schedule(options),
-    )
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=load_dataset("json", data_files=str(folder / "train.jsonl"), split="train"),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=TOTAL, lora_alpha=TOTAL, target_modules="all-linear", task_type="CAUSAL_LM"),
-        callbacks=[clock.callback],
-    )
-    if options.variant == "trl-bfloat16":
-        trainer.model.to(torch.bfloat16)
-    clock.count(SFTTrainer)
-    trainer.train()
 
 
 def held_out_loss(model: Any, tokenizer: Any, records: Sequence[dict[str, str]], length: int) -> float:
@@ -196,6 +164,7 @@ def held_out_loss(model: Any, tokenizer: Any, records: Sequence[dict[str, str]],
 def child(options: argparse.Namespace) -> None:
     """One run; prints its figures as JSON."""
     start = time.perf_counter()
+    import end_to_end_peers
     import torch
     from transformers import AutoTokenizer
 
@@ -206,7 +175,10 @@ def child(options: argparse.Namespace) -> None:
         train, held_out = examples(options.data, options.seed)
         rows = [json.dumps(record) for record in train[: options.examples]]
         (folder / "train.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-        (train_trl if options.variant.startswith("trl") else train_ours)(options, folder, clock)
+        if options.variant in ("multilora", "lora"):
+            train_ours(options, folder, clock)
+        else:
+            end_to_end_peers.train(options, folder, clock, schedule(options), TOTAL)
         used = sum(os.times()[:2])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if torch.cuda.is_available():
@@ -216,7 +188,7 @@ def child(options: argparse.Namespace) -> None:
         raise SystemExit(f"{clock.trained} trained tokens after {len(clock.ends)} steps; use a higher --max-steps")
     seconds = clock.ends[-1] - clock.ends[0]
     after_first = clock.tokens[1:]
-    figures = {
+    figures: dict[str, Any] = {
         "tokens_per_second": sum(every for every, _ in after_first) / seconds,
         "trained_per_second": sum(trained for _, trained in after_first) / seconds,
         "trained": clock.trained,
@@ -226,36 +198,46 @@ def child(options: argparse.Namespace) -> None:
         "peak_mib": peak,
         "loss": loss,
     }
+    if options.variant in PEERS:
+        figures["versions"] = end_to_end_peers.versions(options.variant)
     print("FIGURES " + json.dumps(figures), flush=True)
 
 
-def run(options: argparse.Namespace, variant: str, seed: int) -> dict[str, float]:
+def python_of(options: argparse.Namespace, variant: str) -> str | None:
+    """The Python that runs the variant; none if it is not to be measured."""
+    return getattr(options, f"{variant.replace('-', '_')}_python") if variant in PEERS else sys.executable
+
+
+def run(options: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     """The figures of one run in a fresh process."""
-    command = [sys.executable, __file__, "--variant", variant, "--seed", str(seed)]
+    command = [str(python_of(options, variant)), __file__, "--variant", variant, "--seed", str(seed)]
     for name in CARRIED:
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     command += ["--packing"] if options.packing else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("FIGURES ")]
     if done.returncode or not lines:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    figures: dict[str, float] = json.loads(lines[-1].removeprefix("FIGURES "))
-    return figures
+    return json.loads(lines[-1].removeprefix("FIGURES "))
 
 
-def table(options: argparse.Namespace, results: dict[str, list[dict[str, float]]]) -> str:
+def table(options: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown: medians, and ratios to TRL with a float32 adapter."""
     medians = {
-        name: {key: statistics.median(figures[key] for figures in runs) for key in runs[0]}
+        name: {key: statistics.median(figures[key] for figures in runs) for key in runs[0] if key != "versions"}
         for name, runs in results.items()
     }
     reference = medians["trl"]
     kind = "packed" if options.packing else "padded"
+    peers = [name for name in results if name in PEERS]
+    versions = [f"{label} {version(label.lower())}" for label in ("torch", "TRL", "PEFT")]
+    versions += [results[name][0]["versions"] for name in peers]
     lines = [
         f"`python benchmarks/end_to_end.py --model {Path(options.model).name} --dtype {options.dtype} --tokens "
         f"{options.tokens} --batch {options.batch} --length {options.length} --rounds {options.rounds}"
-        f"{' --packing' if options.packing else ''}` on {platform.machine()}, {options.device}, "
-        f"{options.threads} threads, torch {version('torch')}, TRL {version('trl')}, PEFT {version('peft')}",
+        f"{' --packing' if options.packing else ''}{''.join(f' --{name}-python PYTHON' for name in peers)}` on "
+        f"{platform.machine()}, {options.device}, {options.threads} threads, {', '.join(versions)}",
         "",
         f"| {kind} | tokens/s | x TRL | trained tokens/s | x TRL | peak MiB | x TRL | first step s | processor s | "
         "steps | trained tokens | held-out loss |",
@@ -264,7 +246,7 @@ def table(options: argparse.Namespace, results: dict[str, list[dict[str, float]]
     for name, figures in medians.items():
         losses = [one["loss"] for one in results[name]]
         spread = f" ±{statistics.stdev(losses):.3f}" if len(losses) > 1 else ""
-        cells = [VARIANTS[name]]
+        cells = [VARIANTS[name] + (", padded" if options.packing and name == "ms-swift" else "")]
         for key in ("tokens_per_second", "trained_per_second", "peak_mib"):
             cells += [f"{figures[key]:,.0f}", f"{figures[key] / reference[key]:.2f}"]
         cells += [f"{figures['first_step']:.1f}", f"{figures['processor']:.0f}"]
@@ -289,6 +271,8 @@ def main() -> None:
     parser.add_argument("--packing", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--llamafactory-python", help="Python of an environment with LLaMA-Factory")
+    parser.add_argument("--ms-swift-python", help="Python of an environment with ms-swift")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
@@ -296,8 +280,10 @@ def main() -> None:
     if options.variant:
         child(options)
         return
-    names = [name for name in VARIANTS if name != "trl-bfloat16" or options.dtype == "bfloat16"]
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    names = [name for name in VARIANTS if python_of(options, name)]
+    if options.dtype != "bfloat16":
+        names.remove("trl-bfloat16")
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in range(options.rounds):
         for name in names:
             results[name].append(run(options, name, seed))
