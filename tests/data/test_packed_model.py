@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from conftest import make_gpt2, make_llama
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from multilora.data.collate import Collator, collator_for
 from multilora.data.probe import check_packing
@@ -121,6 +123,31 @@ def test_the_probe_rejects_a_model_that_ignores_positions(make):
         InputError, match=r"does not keep the segments of a packed row apart.*set data.packing to false"
     ):
         check_packing(model, Collator(0, packed=True))
+
+
+def test_the_probe_rejects_positions_that_go_on_from_the_preceding_segment():
+    """The contents of the preceding segments change nothing here, only their lengths."""
+    model = make_gpt2()
+    forward = model.forward
+
+    def separate(*args, position_ids=None, **kwargs):
+        segments = (position_ids == 0).cumsum(1)
+        seen = (segments[:, None, :, None] == segments[:, None, None, :]).tril()
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        return forward(*args, attention_mask=mask, position_ids=position_ids + 5 * (segments - 1), **kwargs)
+
+    model.forward = separate
+    with pytest.raises(InputError, match="does not keep the segments of a packed row apart"):
+        check_packing(model, Collator(0, packed=True))
+
+
+def test_the_probe_accepts_a_real_bfloat16_base():
+    """Its rounding changes single logits by up to a quarter of their standard deviation."""
+    folder = os.environ.get("MULTILORA_GEMMA")
+    if not folder:
+        pytest.skip("MULTILORA_GEMMA names no folder")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    check_packing(model, Collator(0, packed=True))
 
 
 def test_a_state_space_model_is_rejected():

@@ -56,11 +56,12 @@ def check_packing(model: Any, collator: Collator) -> None:
             first, second = (logits([[*segments, last] for segments in rows]) for rows in preceding)
     finally:
         model.train(was_training)
-    # Preceding segments must not change anything. Against the segment alone, rounding may differ with the width.
+    # Preceding segments must not change anything. Against the segment alone, rounding may differ with the width, and in
+    # bfloat16 by more than the standard deviation at a few of many logits, so the mean is compared there.
     leak = max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
-    difference = max(float((packed - alone).abs().max()) for packed in first)
+    difference = max(float((packed - alone).pow(2).mean().sqrt()) for packed in first)
     spread = float(alone.std())
-    if leak > 1e-3 * spread or difference > 0.1 * spread:
+    if leak > 1e-3 * spread or difference > 0.2 * spread:
         raise InputError(
             f"data.packing: {type(model).__name__} does not keep the segments of a packed row apart (logits change by "
             f"{max(leak, difference):.2g} with the preceding segments, at a standard deviation of {spread:.2g}); set "
