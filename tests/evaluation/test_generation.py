@@ -64,6 +64,21 @@ def test_shared_prefix_is_computed_once(name, batch_tokens, monkeypatch):
     assert_alone(name, prompts, results, [LIMIT] * len(prompts))
 
 
+@pytest.mark.parametrize("lengths", [[40], [1, 40, 9, 40]])
+def test_the_output_layer_gets_no_slices(lengths):
+    """With a slice of the states, torch copies the weight of a frozen output layer on a CPU."""
+    head = model_of("llama").lm_head
+    strides = []
+    hook = head.register_forward_pre_hook(lambda _, args: strides.append((args[0].shape, args[0].stride())))
+    try:
+        run("llama", [prompt_of(length, length) for length in lengths])
+    finally:
+        hook.remove()
+    assert strides
+    for shape, stride in strides:
+        assert stride == (shape[1] * shape[2], shape[2], 1)
+
+
 @pytest.mark.parametrize("name", ["llama", "mamba"])
 def test_stop_string_across_tokens(name):
     prompts = [prompt_of(length, length) for length in (4, 19, 7, 11, 12, 13)]

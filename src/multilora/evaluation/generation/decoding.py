@@ -15,7 +15,7 @@ from torch import Tensor
 from multilora.errors import RunError
 from multilora.evaluation.generation.slot_cache import ROOM, SlotCache, gathered, shifted
 from multilora.evaluation.generation.stops import Row, Stops
-from multilora.evaluation.scoring.last_layer import computed_only_at, last_mlp
+from multilora.evaluation.scoring.last_layer import computed_only_at, last_mlp, last_position
 
 # A common start of prompts is computed once if it has this many tokens and is half of the shortest prompt.
 SHARED_TOKENS = 32
@@ -37,7 +37,7 @@ class Forward:
         self.mlp = last_mlp(model)
         accepted = inspect.signature(base.forward).parameters
         self._positions = "position_ids" in accepted
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._options = {"logits_to_keep": last_position()} if "logits_to_keep" in accepted else {}
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: SlotCache) -> Tensor:
         """Return logits [rows, vocabulary] after the last token.

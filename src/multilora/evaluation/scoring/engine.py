@@ -15,7 +15,7 @@ from torch import Tensor
 from multilora.errors import RunError
 from multilora.evaluation.requests import Request, Scored
 from multilora.evaluation.scoring.batches import Batch, batches_of
-from multilora.evaluation.scoring.last_layer import computed_only_at, last_mlp
+from multilora.evaluation.scoring.last_layer import computed_only_at, last_mlp, last_position
 from multilora.evaluation.scoring.prefix_tree import Prefix, Stage, plan_stages
 from multilora.evaluation.scoring.shared_cache import (
     KeysValues,
@@ -163,7 +163,7 @@ class Engine:
         row, column = self._tensor(places // batch.width), self._tensor(places % batch.width)
         with nullcontext() if self.mlp is None else computed_only_at(self.mlp, row, column, batch.width):
             if not scored:
-                self.model(**inputs, **({"logits_to_keep": 1} if batch.width > 1 else {}))
+                self.model(**inputs, **({"logits_to_keep": last_position()} if batch.width > 1 else {}))
                 return
             token = self._tensor([target.token for _, target in scored])
             values, greedy = target_scores(self.model, inputs, row, column, self._tensor(position), token)
