@@ -152,7 +152,7 @@ def test_bad_arguments_are_reported_together(tmp_path):
 
 
 def run(arguments, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["multilora", "estimate", *arguments])
+    monkeypatch.setattr("sys.argv", ["multilora", *arguments])
     with pytest.raises(SystemExit) as end:
         main()
     return end.value.code, capsys.readouterr()
@@ -162,7 +162,7 @@ def run(arguments, monkeypatch, capsys):
 def test_the_command(tmp_path, monkeypatch, capsys):
     recipe = recipe_of(tmp_path)
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe.model_dump(mode="json", exclude_defaults=True)))
-    arguments = [str(tmp_path / "recipe.yaml"), "--gpus", "2", "--tflops", "1"]
+    arguments = ["estimate", str(tmp_path / "recipe.yaml"), "--gpus", "2", "--tflops", "1"]
     code, printed = run([*arguments, "--memory", "0.0001"], monkeypatch, capsys)
     assert not code
     assert printed.out.count("too large") == 4
@@ -173,3 +173,20 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     code, printed = run([*arguments, "--memory", "0"], monkeypatch, capsys)
     assert code
     assert "--memory is 0, expected more than 0" in printed.err
+
+
+@pytest.mark.usefixtures("traced")
+def test_plan_prints_the_same_estimate(tmp_path, monkeypatch, capsys):
+    (tmp_path / "recipe.yaml").write_text("model: nano\ntasks: [{name: nano/arithmetic}]\n")
+    recipe, options = str(tmp_path / "recipe.yaml"), ["--gpus", "2", "--memory", "80", "--tflops", "1"]
+    code, estimated = run(["estimate", recipe, *options], monkeypatch, capsys)
+    assert not code
+    code, planned = run(["plan", recipe, "--no-measure", *options], monkeypatch, capsys)
+    assert not code
+    assert planned.out.endswith(estimated.out)
+    code, planned = run(["plan", recipe, "--no-measure", "--json", *options], monkeypatch, capsys)
+    code, estimated = run(["estimate", recipe, "--json", *options], monkeypatch, capsys)
+    assert json.loads(planned.out)["estimate"] == json.loads(estimated.out)
+    code, planned = run(["plan", recipe, "--memory", "80"], monkeypatch, capsys)
+    assert code
+    assert "give their number with --gpus" in planned.err

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from multilora.cli.options import AsJson, Overrides, RecipePath
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from multilora.estimate.needs import Memory, Needs
 
 Gpus = Annotated[int, typer.Option("--gpus", metavar="N", help="Number of GPUs, with one process on each.")]
@@ -34,23 +36,40 @@ def estimate(
     json: AsJson = False,
 ) -> None:
     """Estimate the memory and time of a training step on other machines; reads neither data nor weights."""
-    from dataclasses import asdict
-
     from multilora.cli.show import show_json
+
+    result = estimated(recipe, overrides or (), gpus, memory, tflops, utilization)
+    if json:
+        show_json(json_values(result))
+    else:
+        show(result, memory)
+
+
+def estimated(
+    recipe: str, overrides: Sequence[str], gpus: int, memory: float | None, tflops: float | None, utilization: float
+) -> Needs:
+    """Return the estimate for the values of the options.
+
+    Raises:
+        InputError: one of them or the recipe is invalid.
+    """
     from multilora.errors import InputError
     from multilora.estimate.needs import needs
     from multilora.recipe import Recipe
 
     if memory is not None and memory <= 0:
         raise InputError(f"--memory is {memory:g}, expected more than 0")
-    result = needs(Recipe.load(recipe, overrides or ()), processes=gpus, tflops=tflops, utilization=utilization)
-    if json:
-        values = asdict(result)
-        for row, item in zip(values["memory"], result.memory, strict=True):
-            row["total"] = item.total
-        show_json(values)
-    else:
-        show(result, memory)
+    return needs(Recipe.load(recipe, overrides), processes=gpus, tflops=tflops, utilization=utilization)
+
+
+def json_values(result: Needs) -> dict[str, Any]:
+    """Return an estimate with the totals of its rows, as JSON values."""
+    from dataclasses import asdict
+
+    values = asdict(result)
+    for row, item in zip(values["memory"], result.memory, strict=True):
+        row["total"] = item.total
+    return values
 
 
 def show(result: Needs, memory: float | None) -> None:

@@ -6,24 +6,45 @@ from typing import Annotated, Any
 
 import typer
 
+from multilora.cli.estimate import MemorySize, Tflops, Utilization, estimated, json_values
+from multilora.cli.estimate import show as show_estimate
 from multilora.cli.imports import heavy_imports
 from multilora.cli.options import AsJson, Overrides, RecipePath
 
 Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Run two steps to measure time and memory.")]
+Gpus = Annotated[
+    int | None,
+    typer.Option("--gpus", metavar="N", help="Also estimate a step on N GPUs, as multilora estimate does."),
+]
 
 
-def plan(recipe: RecipePath, overrides: Overrides = None, json: AsJson = False, measure: Measure = True) -> None:
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    json: AsJson = False,
+    measure: Measure = True,
+    gpus: Gpus = None,
+    memory: MemorySize = None,
+    tflops: Tflops = None,
+    utilization: Utilization = 0.4,
+) -> None:
     """Preview a recipe without training: shares, tokens, steps, parameters, cost, one example per task."""
     from multilora.cli.show import show_json
+    from multilora.errors import InputError
 
+    if gpus is None and (memory is not None or tflops is not None):
+        raise InputError("--memory and --tflops describe the GPUs of an estimate; give their number with --gpus")
+    estimate = None if gpus is None else estimated(recipe, overrides or (), gpus, memory, tflops, utilization)
     with heavy_imports():
         from multilora.runs.preview import plan_preview
 
     preview = plan_preview(recipe, overrides or (), measure=measure)
     if json:
-        show_json(preview)
+        show_json(preview if estimate is None else {**preview, "estimate": json_values(estimate)})
     else:
         show(preview)
+        if estimate is not None:
+            show_estimate(estimate, memory)
 
 
 def show(preview: dict[str, Any]) -> None:

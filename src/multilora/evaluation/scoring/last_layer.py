@@ -24,8 +24,8 @@ def last_mlp(model: Any) -> nn.Module | None:
 def last_position() -> Tensor:
     """Return `logits_to_keep` for the last position only, [1].
 
-    An index copies the states. With a slice of them, which the number 1 gives, torch copies the weight of a frozen output
-    layer for every row on a CPU: with 262,144 tokens that takes 20 to 100 times as long as the product.
+    An index copies the states. With a slice of them, which the number 1 gives, torch copies the weight of a frozen
+    output layer for every row on a CPU: with 262,144 tokens that takes 20 to 100 times as long as the product.
     """
     return torch.tensor([-1])
 
