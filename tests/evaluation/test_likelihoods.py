@@ -221,6 +221,37 @@ def test_bfloat16_shares_and_stays_close_to_float32(name):
     assert sum(differences) / len(differences) < 0.2
 
 
+def sharp_bfloat16_model():
+    """Its attention and its logits are as large as in trained models, so bfloat16 rounds a logit by up to 0.1."""
+    model = build(make_llama)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(8)
+        model.lm_head.weight.mul_(6 / float(model.lm_head(model.model.norm(torch.randn(9, 32))).std()))
+    return model.bfloat16()
+
+
+@pytest.mark.parametrize("length", range(4, 40, 4))
+def test_large_logits_in_bfloat16_share(length):
+    requests = [
+        Request(torch.randint(3, 320, (length,), generator=torch.Generator().manual_seed(length)).tolist(), [7, 9])
+    ]
+    model = sharp_bfloat16_model()
+    assert float(score_requests(model, requests)[0].tokens.abs().max()) > 4
+    assert supported_sharing(model, requests) == EVERYTHING
+
+
+@pytest.mark.parametrize("length", range(8, 40, 8))
+def test_large_logits_in_bfloat16_hide_no_ignored_mask(length):
+    requests = [
+        Request(torch.randint(3, 320, (length,), generator=torch.Generator().manual_seed(length)).tolist(), [7, 9])
+    ]
+    model = sharp_bfloat16_model()
+    forward = model.forward
+    model.forward = lambda *args, attention_mask=None, **kwargs: forward(*args, **kwargs)
+    assert not supported_sharing(model, requests).trees
+
+
 def score_in_process(rank, folder, kind):
     model = build(make_llama)
     counted = []

@@ -22,9 +22,10 @@ from multilora.loss.output_head import base_of
 
 logger = logging.getLogger(__name__)
 
-# Largest difference of a log-probability, in nats, that rounding explains.
+# Difference of a log-probability, in nats, that rounding always explains.
 TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-6}
 LOW_PRECISION_TOLERANCE = 0.1
+SHORT_TREE = 16  # tokens of the requests with a short start
 NOTHING = Sharing(prefixes=False, trees=False, last_mlp=False)
 _NAMES = {"prefixes": "computed prefixes", "trees": "rows"}
 
@@ -54,13 +55,16 @@ def _try_sharing(model: Any, requests: Sequence[Request]) -> Sharing:
         Request(context[:-2], fork[:2]),
         Request(context[:half] + fork, context[half : half + 2]),
         Request(context[:half] + fork[::-1], fork),
+        # A short start, since a few tokens that are seen by mistake change little behind a long one.
+        Request(context[-4:] + fork, fork[::-1]),
+        Request(context[-4:] + fork[::-1], fork),
     ]
     expected = _score_sample(model, sample, NOTHING)
     alone = [_score_sample(model, [request], NOTHING)[0] for request in sample]
     # How much padding changes the result is what rounding explains.
     noise = max(float((a - b).abs().max()) for a, b in zip(expected, alone, strict=True))
-    dtype = next(model.parameters()).dtype
-    tolerance = max(4 * noise, TOLERANCE.get(dtype, LOW_PRECISION_TOLERANCE))
+    largest = max(float(values.abs().max()) for values in expected)
+    tolerance = _tolerance(next(model.parameters()).dtype, noise, largest)
     supported = NOTHING
     for name in ("prefixes", "trees", "last_mlp"):
         if name == "last_mlp" and last_mlp(model) is None:
@@ -86,12 +90,24 @@ def _try_sharing(model: Any, requests: Sequence[Request]) -> Sharing:
     return supported
 
 
+def _tolerance(dtype: torch.dtype, noise: float, largest: float) -> float:
+    """Return the largest difference of log-probabilities, in nats, that rounding explains.
+
+    Args:
+        dtype: of the model
+        noise: largest difference that padding makes
+        largest: absolute value of a log-probability; logits are of its size, and rounded in the dtype of the model
+    """
+    spacing = torch.finfo(dtype).eps * largest if dtype.is_floating_point else 0.0
+    return max(4 * noise, 2 * spacing, TOLERANCE.get(dtype, LOW_PRECISION_TOLERANCE))
+
+
 def _score_sample(model: Any, sample: Sequence[Request], sharing: Sharing) -> list[Tensor]:
     scores = Scores(sample)
     engine = Engine(model, sharing, 2**31, scores, lambda *_: None, may_retry=False)
-    # Trees and prefixes together: the start becomes a prefix, what is behind it a tree.
+    # Trees and prefixes together: the start of the longest becomes a prefix, and what is behind it a tree.
     longest = max(len(request.context) + len(request.continuation) for request in sample)
-    row_tokens = 3 * longest // 4 if sharing.prefixes else 2**31
+    row_tokens = max(3 * longest // 4, SHORT_TREE) if sharing.prefixes else 2**31
     for stage in sharing.plan(sample, row_tokens=row_tokens, min_prefix=1):
         engine.run(stage)
     return [result.tokens for result in scores.results()]
