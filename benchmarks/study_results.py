@@ -41,12 +41,15 @@ def add(name: str, folder: Path, title: str, command: str) -> Path:
     if open_cells:
         raise ValueError(f"{folder}: not finished: {open_cells}")
     results["other_cells"] = []
+    data = study["recipe"].get("data") or {}
+    rows = f"packed rows of {data['max_length']} tokens" if data.get("packing") else "examples"
     facts = {
         "title": title,
         "command": command,
         "machine": f"{platform.machine()}, torch {torch.__version__}",
         "methods": adapter_methods(study),
         "training": study["recipe"]["training"],
+        "rows": rows,
         "examples_per_task": study["recipe"]["evaluation"]["max_examples"],
         "search": study["search"],
         "seeds": study["seeds"],
@@ -71,7 +74,8 @@ def section(name: str, study: Mapping[str, Any]) -> str:
     parts = [
         f"### {study['title']}",
         f"`{study['command']}` on {study['machine']}: {training['max_steps']} steps of "
-        f"{training['per_device_train_batch_size']} examples; {search['trials']} settings per method were tried on "
+        f"{training['per_device_train_batch_size']} {study.get('rows', 'examples')}; "
+        f"{search['trials']} settings per method were tried on "
         f"the validation split ({trials} trials, chosen by {search['metric']}), then {len(study['seeds'])} other seeds "
         f"were scored on at most {study['examples_per_task']} held-out examples per task "
         f"(`benchmarks/results/studies/{name}.json`).",
