@@ -235,7 +235,8 @@ def table(options: argparse.Namespace, results: dict[str, list[dict[str, Any]]])
     versions += [results[name][0]["versions"] for name in peers]
     lines = [
         f"`python benchmarks/end_to_end.py --model {Path(options.model).name} --dtype {options.dtype} --tokens "
-        f"{options.tokens} --batch {options.batch} --length {options.length} --rounds {options.rounds}"
+        f"{options.tokens} --batch {options.batch} --length {options.length} --learning-rate {options.learning_rate:g} "
+        f"--rounds {options.rounds}"
         f"{' --packing' if options.packing else ''}{''.join(f' --{name}-python PYTHON' for name in peers)}` on "
         f"{platform.machine()}, {options.device}, {options.threads} threads, {', '.join(versions)}",
         "",

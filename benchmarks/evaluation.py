@@ -214,10 +214,12 @@ def main() -> None:
         child(options)
         return
     benchmark = Benchmark(options)
+    parts = "" if options.parts == list(PARTS) else f" --parts {' '.join(options.parts)}"
     columns = ["requests", "n", "HFLM", "multilora", "processor time", "wall time", "agreement"]
     lines = [
         f"`python benchmarks/evaluation.py --model {Path(options.model).name} --dtype {options.dtype} --subjects "
-        f"{options.subjects} --questions {options.questions} --rounds {options.rounds} --threads {options.threads}` on "
+        f"{options.subjects} --questions {options.questions} --rounds {options.rounds} --threads {options.threads}"
+        f"{parts}` on "
         f"{platform.machine()}, {options.device}, torch {torch.__version__}",
         "",
         "| " + " | ".join(columns) + " |",

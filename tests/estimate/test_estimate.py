@@ -187,6 +187,7 @@ def test_plan_prints_the_same_estimate(tmp_path, monkeypatch, capsys):
     code, planned = run(["plan", recipe, "--no-measure", "--json", *options], monkeypatch, capsys)
     code, estimated = run(["estimate", recipe, "--json", *options], monkeypatch, capsys)
     assert json.loads(planned.out)["estimate"] == json.loads(estimated.out)
-    code, planned = run(["plan", recipe, "--memory", "80"], monkeypatch, capsys)
-    assert code
-    assert "give their number with --gpus" in planned.err
+    for option in (["--memory", "80"], ["--tflops", "1"], ["--utilization", "0.5"]):
+        code, planned = run(["plan", recipe, *option], monkeypatch, capsys)
+        assert code
+        assert "give their number with --gpus" in planned.err

@@ -21,6 +21,7 @@ Tflops = Annotated[
     float | None,
     typer.Option("--tflops", metavar="N", help="Speed of a GPU in 10^12 operations per second; estimates the time."),
 ]
+UTILIZATION = 0.4
 Utilization = Annotated[
     float, typer.Option("--utilization", metavar="SHARE", help="Share of --tflops that training reaches.")
 ]
@@ -32,7 +33,7 @@ def estimate(
     gpus: Gpus = 1,
     memory: MemorySize = None,
     tflops: Tflops = None,
-    utilization: Utilization = 0.4,
+    utilization: Utilization = UTILIZATION,
     json: AsJson = False,
 ) -> None:
     """Estimate the memory and time of a training step on other machines; reads neither data nor weights."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from multilora.cli.estimate import MemorySize, Tflops, Utilization, estimated, json_values
+from multilora.cli.estimate import UTILIZATION, MemorySize, Tflops, Utilization, estimated, json_values
 from multilora.cli.estimate import show as show_estimate
 from multilora.cli.imports import heavy_imports
 from multilora.cli.options import AsJson, Overrides, RecipePath
@@ -26,14 +26,16 @@ def plan(
     gpus: Gpus = None,
     memory: MemorySize = None,
     tflops: Tflops = None,
-    utilization: Utilization = 0.4,
+    utilization: Utilization = UTILIZATION,
 ) -> None:
     """Preview a recipe without training: shares, tokens, steps, parameters, cost, one example per task."""
     from multilora.cli.show import show_json
     from multilora.errors import InputError
 
-    if gpus is None and (memory is not None or tflops is not None):
-        raise InputError("--memory and --tflops describe the GPUs of an estimate; give their number with --gpus")
+    if gpus is None and (memory is not None or tflops is not None or utilization != UTILIZATION):
+        raise InputError(
+            "--memory, --tflops and --utilization describe the GPUs of an estimate; give their number with --gpus"
+        )
     estimate = None if gpus is None else estimated(recipe, overrides or (), gpus, memory, tflops, utilization)
     with heavy_imports():
         from multilora.runs.preview import plan_preview
